@@ -1,0 +1,7 @@
+//! The command-line client's entry point.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fastaa::ctl::main()
+}

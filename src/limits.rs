@@ -1,0 +1,65 @@
+//! Every hard maximum of the program, with its unit in the name.
+//!
+//! A limit is here when exceeding it must be an error rather than a slow surprise: frame sizes,
+//! queue lengths, counts that come from untrusted input.
+
+/// Largest message on the HELLO socket, in bytes (both directions).
+pub const HELLO_BYTES_MAX: usize = 64 * 1024;
+
+/// Largest descriptor frame on the data socket, in bytes (both directions, without inline payload).
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// Largest request or reply line on the control socket, in bytes. A policy of 1,000 sub-policies
+/// is about 100 kB.
+pub const CONTROL_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Longest path of a Unix socket, in bytes (`sun_path` is 108; libzmq and the kernel want room).
+pub const SOCKET_PATH_BYTES_MAX: usize = 80;
+
+/// Most consumers connected at once.
+pub const SESSIONS_MAX: usize = 1024;
+
+/// Most slots in one consumer's slab.
+pub const SLOTS_MAX: u32 = 256;
+
+/// Fewest slots in one consumer's slab: one that the trainer reads, one that is being filled.
+pub const SLOTS_MIN: u32 = 2;
+
+/// Largest slab of one consumer, in bytes.
+pub const SLAB_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+
+/// Most samples in one batch of one rank.
+pub const BATCH_SIZE_MAX: u32 = 1 << 20;
+
+/// Most ranks in a group.
+pub const WORLD_SIZE_MAX: u32 = 1 << 16;
+
+/// Most samples in a split. Sample indices fit an `i64`, as torch wants them.
+pub const SAMPLES_MAX: u64 = 1 << 40;
+
+/// Largest image side, in pixels.
+pub const IMAGE_SIDE_MAX: u32 = 16_384;
+
+/// Largest decoded image, in bytes.
+pub const IMAGE_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Most sub-policies in a policy.
+pub const SUB_POLICIES_MAX: usize = 10_000;
+
+/// Most operations in one sub-policy.
+pub const SUB_POLICY_OPS_MAX: usize = 16;
+
+/// Most sub-policies drawn and applied per sample.
+pub const POLICY_DRAWS_MAX: u32 = 16;
+
+/// Largest policy file, in bytes.
+pub const POLICY_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Largest configuration file, in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Longest name of a dataset, split or group, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Longest fixed-length label vector, in elements.
+pub const LABEL_VECTOR_LEN_MAX: u32 = 65_536;
