@@ -63,3 +63,13 @@ pub const NAME_BYTES_MAX: usize = 128;
 
 /// Longest fixed-length label vector, in elements.
 pub const LABEL_VECTOR_LEN_MAX: u32 = 65_536;
+
+/// Most chunks of samples that wait for worker threads, and most finished batches that wait to be
+/// announced.
+pub const CHUNK_QUEUE_MAX: usize = 4096;
+
+/// Most events that wait for the stream server's thread.
+pub const SERVER_EVENTS_MAX: usize = 4096;
+
+/// Most worker threads.
+pub const WORKER_THREADS_MAX: usize = 1024;

@@ -1,1 +1,13 @@
-//! pipeline
+//! From sample indices to finished batches: epoch order, batch plans, recipes, worker threads.
+//!
+//! Owns the order in which samples are visited and the bytes of a batch, which it writes into
+//! memory that somebody lends. Knows nothing of sockets, sessions or who reads the batch.
+//!
+//! **Invariant**: a sample's bytes depend on (dataset, recipe, seed, epoch, sample, policy) alone;
+//! nothing here reads a clock, a thread id or a shared generator.
+
+pub mod order;
+pub mod plan;
+pub mod recipe;
+pub mod render;
+pub mod workers;

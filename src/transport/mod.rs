@@ -1,5 +1,17 @@
 //! Wire messages, slabs and leases, the stream server, the Rust client.
 //!
-//! Owns everything between a finished batch and a training process. Never looks into pixels.
+//! Owns everything between a finished batch and a training process. Never looks into pixels, and
+//! does not know datasets or policies by name: a [`provider::StreamProvider`] does.
+//!
+//! Two threads: `hello` owns the Unix sockets and notices deaths; `server` owns the ZeroMQ sockets
+//! and the state of every session. They speak through one bounded queue.
 
+pub mod client;
+pub mod provider;
+pub mod server;
 pub mod wire;
+
+mod hello;
+mod session;
+mod slab;
+mod waker;

@@ -1,0 +1,338 @@
+//! The recipe: what happens to a sample between the dataset and the batch, as configuration.
+//!
+//! Order of the parts: crop, flip, policy, cutout, normalise and convert. Owns names, defaults and
+//! checks; `render` does the work.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::dataset::SplitInfo;
+use crate::limits::IMAGE_SIDE_MAX;
+
+/// What happens to a sample. Every key has a default, and can be overridden per subscription.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Which part of the image is taken.
+    pub crop: Crop,
+    /// Mirror left and right with probability ½.
+    pub hflip: bool,
+    /// Reference of the policy: `active`, a built-in's name, `NAME@VERSION`, or a file.
+    pub policy: String,
+    /// Side of the cutout box, in pixels; 0: none. Odd sides are rounded down.
+    pub cutout: u32,
+    /// Mean and standard deviation, on the scale 0..1; `None`: divide by 255 only.
+    pub normalize: Option<Normalize>,
+    /// Element type of the batch. `u8` batches are not normalised.
+    pub dtype: Dtype,
+    /// Element order of the batch.
+    pub layout: Layout,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            crop: Crop::None,
+            hflip: false,
+            policy: "active".to_owned(),
+            cutout: 0,
+            normalize: None,
+            dtype: Dtype::F32,
+            layout: Layout::Nchw,
+        }
+    }
+}
+
+/// Which part of the image is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Crop {
+    /// The whole image.
+    None,
+    /// Pad with black on all sides, then a random square.
+    Pad {
+        /// Side of the square, in pixels.
+        size: u32,
+        /// Padding on each side, in pixels.
+        pad: u32,
+    },
+    /// The square in the middle.
+    Center {
+        /// Side of the square, in pixels.
+        size: u32,
+        /// Resize the shorter side to this first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resize: Option<u32>,
+    },
+    /// A random part of random aspect, resized to a square.
+    RandomResized {
+        /// Side of the square, in pixels.
+        size: u32,
+        /// Range of the part's area, relative to the image.
+        #[serde(default = "default_scale")]
+        scale: [f64; 2],
+        /// Range of the part's aspect (width / height).
+        #[serde(default = "default_ratio")]
+        ratio: [f64; 2],
+    },
+}
+
+fn default_scale() -> [f64; 2] {
+    [0.08, 1.0]
+}
+
+fn default_ratio() -> [f64; 2] {
+    [3.0 / 4.0, 4.0 / 3.0]
+}
+
+/// `((x / 255) − mean) / std`, per channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalize {
+    /// One value, or one per channel.
+    pub mean: Vec<f32>,
+    /// One value, or one per channel; not zero.
+    pub std: Vec<f32>,
+}
+
+/// Element type of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Dtype {
+    U8,
+    F16,
+    Bf16,
+    F32,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// Element order of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// `[batch, channels, height, width]`.
+    Nchw,
+    /// `[batch, height, width, channels]`.
+    Nhwc,
+}
+
+/// Why a recipe is refused. Messages name the key and the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// A key is unknown, or has a value of the wrong kind.
+    #[error("recipe: {0}")]
+    Syntax(String),
+    /// A value is out of range.
+    #[error("recipe key '{key}': {problem}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+fn value_error(key: &'static str, problem: impl Into<String>) -> RecipeError {
+    RecipeError::Value { key, problem: problem.into() }
+}
+
+impl Recipe {
+    /// This recipe with the keys of `overrides` replaced.
+    ///
+    /// # Errors
+    /// An unknown key (the message suggests the nearest) or a value of the wrong kind.
+    pub fn overridden(&self, overrides: &Map<String, Value>) -> Result<Self, RecipeError> {
+        let syntax = |error: serde_json::Error| RecipeError::Syntax(error.to_string());
+        let mut merged = serde_json::to_value(self).map_err(syntax)?;
+        if let Value::Object(keys) = &mut merged {
+            keys.extend(overrides.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        serde_json::from_value(merged).map_err(syntax)
+    }
+
+    /// Checks what can be checked without a dataset.
+    ///
+    /// # Errors
+    /// The first value that is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        self.validate_crop()?;
+        if self.cutout > IMAGE_SIDE_MAX {
+            return Err(value_error("cutout", format!("at most {IMAGE_SIDE_MAX} pixels")));
+        }
+        if self.policy.is_empty() {
+            return Err(value_error("policy", "empty; write \"none\" for no policy"));
+        }
+        let Some(normalize) = &self.normalize else { return Ok(()) };
+        for (key, values) in
+            [("normalize.mean", &normalize.mean), ("normalize.std", &normalize.std)]
+        {
+            if ![1, 3].contains(&values.len()) {
+                return Err(value_error(key, "give one number, or one per channel"));
+            }
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(value_error(key, "every number must be finite"));
+            }
+        }
+        if normalize.std.iter().any(|&std| std <= 0.0) {
+            return Err(value_error("normalize.std", "every number must be above zero"));
+        }
+        if normalize.mean.iter().any(|&mean| !(-1.0..=2.0).contains(&mean)) {
+            return Err(value_error(
+                "normalize.mean",
+                "must be on the scale 0..1 (divide values on the scale 0..255 by 255)",
+            ));
+        }
+        Ok(())
+    }
+
+    fn validate_crop(&self) -> Result<(), RecipeError> {
+        let (Crop::Pad { size, .. } | Crop::Center { size, .. } | Crop::RandomResized { size, .. }) =
+            self.crop
+        else {
+            return Ok(());
+        };
+        if size == 0 || size > IMAGE_SIDE_MAX {
+            return Err(value_error("crop.size", format!("must be 1 to {IMAGE_SIDE_MAX} pixels")));
+        }
+        match self.crop {
+            Crop::Pad { pad, .. } if pad > IMAGE_SIDE_MAX => {
+                Err(value_error("crop.pad", format!("at most {IMAGE_SIDE_MAX} pixels")))
+            }
+            Crop::Center { resize: Some(resize), .. } if resize < size => {
+                Err(value_error("crop.resize", format!("must be at least crop.size = {size}")))
+            }
+            Crop::RandomResized { scale: [lo, hi], .. } if !(lo > 0.0 && lo <= hi && hi <= 1.0) => {
+                Err(value_error("crop.scale", "give [lo, hi] with 0 < lo <= hi <= 1"))
+            }
+            Crop::RandomResized { ratio: [lo, hi], .. }
+                if !(lo > 0.0 && lo <= hi && hi.is_finite()) =>
+            {
+                Err(value_error("crop.ratio", "give [lo, hi] with 0 < lo <= hi"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the recipe against a split, and gives the height and width of its output.
+    ///
+    /// # Errors
+    /// The image is too small for the crop, or the crop needs what this version cannot do.
+    pub fn output_size(&self, info: &SplitInfo) -> Result<(usize, usize), RecipeError> {
+        let (height, width) = (info.height, info.width);
+        let fits = |size: u32, pad: u32| {
+            let (size, pad) = (size as usize, pad as usize);
+            if height.min(width) + 2 * pad < size {
+                return Err(value_error(
+                    "crop.size",
+                    format!(
+                        "{size} is larger than the images ({height}x{width}) with {pad} pixels of \
+                         padding; choose a smaller size or more padding"
+                    ),
+                ));
+            }
+            Ok((size, size))
+        };
+        match self.crop {
+            Crop::None => Ok((height, width)),
+            Crop::Pad { size, pad } => fits(size, pad),
+            Crop::Center { size, resize } => {
+                if resize.is_some_and(|resize| resize as usize != height.min(width)) {
+                    return Err(value_error(
+                        "crop.resize",
+                        format!(
+                            "raw images of {height}x{width} are not resized by this version; leave \
+                             it out, or pack the dataset at the size you want"
+                        ),
+                    ));
+                }
+                fits(size, 0)
+            }
+            Crop::RandomResized { .. } => Err(value_error(
+                "crop.kind",
+                "'random-resized' needs encoded images, which this version does not read; use \
+                 'pad', 'center' or 'none'",
+            )),
+        }
+    }
+
+    /// Normalisation of each channel, with single values repeated; `(0, 1)` without any.
+    ///
+    /// # Errors
+    /// The number of values fits neither 1 nor `channels`.
+    pub fn channel_norms(&self, channels: usize) -> Result<Vec<(f32, f32)>, RecipeError> {
+        let Some(Normalize { mean, std }) = &self.normalize else {
+            return Ok(vec![(0.0, 1.0); channels]);
+        };
+        for (key, values) in [("normalize.mean", mean), ("normalize.std", std)] {
+            if values.len() != 1 && values.len() != channels {
+                return Err(value_error(
+                    key,
+                    format!("{} numbers for {channels} channel(s)", values.len()),
+                ));
+            }
+        }
+        let pick = |values: &[f32], channel: usize| {
+            if values.len() == 1 { values[0] } else { values[channel] }
+        };
+        Ok((0..channels).map(|channel| (pick(mean, channel), pick(std, channel))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check_refused(overrides: Value, expected: &str) {
+        let Value::Object(overrides) = overrides else { panic!("overrides are an object") };
+        let error = Recipe::default()
+            .overridden(&overrides)
+            .and_then(|recipe| recipe.validate())
+            .expect_err("must be refused")
+            .to_string();
+        assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
+    }
+
+    #[test]
+    fn wrong_values_name_the_key_and_the_cure() {
+        check_refused(json!({"polcy": "none"}), "unknown field `polcy`");
+        check_refused(json!({"crop": {"kind": "pads"}}), "unknown variant `pads`");
+        check_refused(json!({"crop": {"kind": "pad", "size": 0, "pad": 4}}), "crop.size");
+        check_refused(json!({"crop": {"kind": "pad", "size": 32}}), "missing field `pad`");
+        check_refused(json!({"dtype": "f64"}), "unknown variant `f64`");
+        check_refused(json!({"hflip": "yes"}), "invalid type");
+        check_refused(json!({"normalize": {"mean": [0.5], "std": [0.0]}}), "above zero");
+        check_refused(json!({"normalize": {"mean": [124.0], "std": [50.0]}}), "scale 0..1");
+        check_refused(json!({"normalize": {"mean": [], "std": [0.2]}}), "one per channel");
+        check_refused(
+            json!({"crop": {"kind": "random-resized", "size": 8, "scale": [0.5, 0.1]}}),
+            "crop.scale",
+        );
+        check_refused(json!({"policy": ""}), "write \"none\"");
+    }
+
+    #[test]
+    fn overrides_replace_whole_keys() {
+        let Value::Object(overrides) =
+            json!({"crop": {"kind": "center", "size": 8}, "hflip": true})
+        else {
+            panic!("an object")
+        };
+        let recipe = Recipe::default().overridden(&overrides).expect("valid");
+        assert_eq!(recipe.crop, Crop::Center { size: 8, resize: None });
+        assert!(recipe.hflip);
+        assert_eq!(recipe.policy, "active");
+    }
+}

@@ -1,0 +1,319 @@
+//! One sample into its place in a batch: crop, flip, policy, cutout, normalise and convert.
+//!
+//! Owns the compiled recipe. The last step is one table look-up per byte that normalises, converts
+//! and reorders at once, straight into the memory of the batch.
+
+use half::{bf16, f16};
+
+use crate::augment::{PreparedPolicy, Scratch, cutout_box};
+use crate::dataset::{Label, LabelKind, Pixels, Sample, SplitInfo};
+use crate::image::geometry::{Layout as PixelOrder, crop_into, flip_horizontal};
+use crate::image::{CropRect, Image};
+use crate::random::{Purpose, SampleRng};
+
+use super::recipe::{Crop, Dtype, Layout, Recipe, RecipeError};
+
+/// Parts of a slot start at a multiple of this, in bytes: a cache line, and enough for any SIMD.
+const PART_ALIGN: usize = 64;
+/// Slots start at a multiple of this, in bytes: a page, so that a slot can be advised alone.
+const SLOT_ALIGN: usize = 4096;
+
+/// Shape of a batch's samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputShape {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// 1 or 3.
+    pub channels: usize,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Element order.
+    pub layout: Layout,
+    /// What the labels are.
+    pub labels: LabelKind,
+}
+
+impl OutputShape {
+    /// Bytes of one sample's pixels.
+    pub fn pixel_bytes(&self) -> usize {
+        self.height * self.width * self.channels * self.dtype.bytes()
+    }
+
+    /// Bytes of one sample's label.
+    pub fn label_bytes(&self) -> usize {
+        match self.labels {
+            LabelKind::Class { .. } => size_of::<i64>(),
+            LabelKind::Vector { len } => len as usize * size_of::<f32>(),
+        }
+    }
+}
+
+/// Where the parts of a batch lie in its slot:
+///
+/// | part | from byte | bytes |
+/// |---|---|---|
+/// | pixels | 0 | `batch_size * pixel_bytes` |
+/// | labels | `labels_offset` | `batch_size * label_bytes` |
+/// | indices | `indices_offset` | `batch_size * 8` |
+///
+/// Pixels come first because they are what is read most and want the best alignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotLayout {
+    /// Where labels start.
+    pub labels_offset: usize,
+    /// Where indices start.
+    pub indices_offset: usize,
+    /// Bytes of the whole slot.
+    pub slot_bytes: usize,
+}
+
+impl SlotLayout {
+    /// The layout for batches of at most `batch_size` samples; `None` if it overflows.
+    pub fn new(shape: &OutputShape, batch_size: usize) -> Option<Self> {
+        let aligned = |bytes: usize, align: usize| bytes.checked_next_multiple_of(align);
+        let labels_offset = aligned(shape.pixel_bytes().checked_mul(batch_size)?, PART_ALIGN)?;
+        let labels = shape.label_bytes().checked_mul(batch_size)?;
+        let indices_offset = aligned(labels_offset.checked_add(labels)?, PART_ALIGN)?;
+        let end = indices_offset.checked_add(batch_size.checked_mul(size_of::<i64>())?)?;
+        Some(Self { labels_offset, indices_offset, slot_bytes: aligned(end, SLOT_ALIGN)? })
+    }
+}
+
+/// Memory that a worker thread reuses from sample to sample.
+#[derive(Debug, Default)]
+pub struct RenderScratch {
+    image: Image,
+    augment: Scratch,
+}
+
+/// A recipe made ready for the samples of one split.
+#[derive(Debug)]
+pub struct CompiledRecipe {
+    crop: Crop,
+    hflip: bool,
+    cutout: usize,
+    /// The mean, rounded to a byte: what cutout fills with, so that it is about 0 after
+    /// normalisation and the same in every dtype.
+    fill: [u8; 3],
+    shape: OutputShape,
+    table: Table,
+}
+
+/// What each byte becomes, per channel.
+#[derive(Debug)]
+enum Table {
+    U8,
+    Half(Vec<[u16; 256]>),
+    F32(Vec<[f32; 256]>),
+}
+
+/// What a sample's random draws are keyed by.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleKey {
+    /// The stream's seed.
+    pub seed: u64,
+    /// The epoch.
+    pub epoch: u64,
+    /// The sample's index in the split.
+    pub sample_idx: u64,
+}
+
+impl SampleKey {
+    fn rng(self, purpose: Purpose) -> SampleRng {
+        SampleRng::new(self.seed, self.epoch, self.sample_idx, purpose)
+    }
+}
+
+impl CompiledRecipe {
+    /// Compiles `recipe` for the samples that `info` describes.
+    ///
+    /// # Errors
+    /// The recipe does not fit the samples.
+    pub fn new(recipe: &Recipe, info: &SplitInfo) -> Result<Self, RecipeError> {
+        recipe.validate()?;
+        let (height, width) = recipe.output_size(info)?;
+        let norms = recipe.channel_norms(info.channels)?;
+        let mut fill = [0; 3];
+        for (byte, (mean, _)) in fill.iter_mut().zip(&norms) {
+            *byte = to_byte(*mean * 255.0);
+        }
+        Ok(Self {
+            crop: recipe.crop,
+            hflip: recipe.hflip,
+            cutout: recipe.cutout as usize,
+            fill,
+            shape: OutputShape {
+                height,
+                width,
+                channels: info.channels,
+                dtype: recipe.dtype,
+                layout: recipe.layout,
+                labels: info.label_kind,
+            },
+            table: Table::new(recipe.dtype, &norms),
+        })
+    }
+
+    /// Shape of the samples that this recipe makes.
+    pub fn shape(&self) -> &OutputShape {
+        &self.shape
+    }
+
+    /// Writes one sample's pixels: `out` is exactly [`OutputShape::pixel_bytes`] long.
+    pub fn render(
+        &self,
+        sample: &Sample<'_>,
+        policy: &PreparedPolicy,
+        key: SampleKey,
+        scratch: &mut RenderScratch,
+        out: &mut [u8],
+    ) {
+        let image = &mut scratch.image;
+        let (source, order) = match sample.pixels {
+            Pixels::Hwc(bytes) => (bytes, PixelOrder::Hwc),
+            Pixels::Chw(bytes) => (bytes, PixelOrder::Chw),
+        };
+        let rect = self.crop_rect(sample, key);
+        crop_into(source, order, sample.width, sample.height, sample.channels, rect, image);
+        if self.hflip && key.rng(Purpose::Flip).coin() {
+            flip_horizontal(image);
+        }
+        if !policy.is_identity() {
+            policy.augment(image, &mut scratch.augment, &mut key.rng(Purpose::Policy));
+        }
+        if self.cutout > 1 {
+            let mut rng = key.rng(Purpose::Cutout);
+            let centre_y = rng.below(to_u32(image.height)) as usize;
+            let centre_x = rng.below(to_u32(image.width)) as usize;
+            cutout_box(image, centre_x, centre_y, self.cutout, self.fill);
+        }
+        self.write(image, out);
+    }
+
+    /// Draws the crop. Top is drawn before left, as torchvision's `RandomCrop` does.
+    fn crop_rect(&self, sample: &Sample<'_>, key: SampleKey) -> CropRect {
+        let (height, width) = (self.shape.height, self.shape.width);
+        let (x, y) = match self.crop {
+            Crop::None | Crop::RandomResized { .. } => (0, 0),
+            Crop::Pad { pad, .. } => {
+                let mut rng = key.rng(Purpose::Crop);
+                let pad_pixels = pad as usize;
+                let mut place = |side: usize, size: usize| {
+                    let n_places = to_u32(side + 2 * pad_pixels - size + 1);
+                    i64::from(rng.below(n_places)) - i64::from(pad)
+                };
+                let y = place(sample.height, height);
+                (place(sample.width, width), y)
+            }
+            // torchvision's CenterCrop: int(round((side - size) / 2)), half to even.
+            Crop::Center { .. } => {
+                let place = |side: usize, size: usize| {
+                    let (half, odd) = ((side - size) / 2, (side - size) % 2);
+                    i64::from(to_u32(half + (odd & half)))
+                };
+                (place(sample.width, width), place(sample.height, height))
+            }
+        };
+        CropRect { x, y, width, height }
+    }
+
+    /// Normalises, converts and reorders `image` into `out`, one look-up per byte.
+    fn write(&self, image: &Image, out: &mut [u8]) {
+        debug_assert_eq!(out.len(), self.shape.pixel_bytes(), "a sample fills its place");
+        let planar = self.shape.layout == Layout::Nchw;
+        match (&self.table, planar) {
+            (Table::U8, false) => out.copy_from_slice(&image.data),
+            (Table::U8, true) => write_planes(image, out, |_, byte| [byte]),
+            (Table::Half(table), false) => {
+                write_pixels(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
+            }
+            (Table::Half(table), true) => {
+                write_planes(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
+            }
+            (Table::F32(table), false) => {
+                write_pixels(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
+            }
+            (Table::F32(table), true) => {
+                write_planes(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
+            }
+        }
+    }
+}
+
+impl Table {
+    /// `((x / 255) − mean) / std` in f32, in this order; f16 and bf16 round that to nearest even.
+    fn new(dtype: Dtype, norms: &[(f32, f32)]) -> Self {
+        let tables = norms.iter().map(|&(mean, std)| {
+            std::array::from_fn::<f32, 256, _>(|byte| {
+                let byte = u8::try_from(byte).expect("an index below 256");
+                (f32::from(byte) / 255.0 - mean) / std
+            })
+        });
+        match dtype {
+            Dtype::U8 => Self::U8,
+            Dtype::F32 => Self::F32(tables.collect()),
+            Dtype::F16 => {
+                Self::Half(tables.map(|t| t.map(|value| f16::from_f32(value).to_bits())).collect())
+            }
+            Dtype::Bf16 => {
+                Self::Half(tables.map(|t| t.map(|value| bf16::from_f32(value).to_bits())).collect())
+            }
+        }
+    }
+}
+
+/// Writes one sample's label: `out` is exactly [`OutputShape::label_bytes`] long.
+pub fn write_label(label: Label<'_>, out: &mut [u8]) {
+    match label {
+        Label::Class(class) => out.copy_from_slice(&class.to_ne_bytes()),
+        Label::Vector(values) => {
+            for (bytes, value) in out.chunks_exact_mut(size_of::<f32>()).zip(values) {
+                bytes.copy_from_slice(&value.to_ne_bytes());
+            }
+        }
+    }
+}
+
+/// Interleaved output: element (row, column, channel) in the image's own order.
+#[inline]
+fn write_pixels<const N: usize>(
+    image: &Image,
+    out: &mut [u8],
+    value: impl Fn(usize, u8) -> [u8; N],
+) {
+    let channels = image.channels;
+    let pixels = image.data.chunks_exact(channels);
+    for (pixel, bytes) in pixels.zip(out.chunks_exact_mut(N * channels)) {
+        for (channel, (&byte, element)) in pixel.iter().zip(bytes.chunks_exact_mut(N)).enumerate() {
+            element.copy_from_slice(&value(channel, byte));
+        }
+    }
+}
+
+/// Planar output: all rows of one channel, then the next channel.
+#[inline]
+fn write_planes<const N: usize>(
+    image: &Image,
+    out: &mut [u8],
+    value: impl Fn(usize, u8) -> [u8; N],
+) {
+    let n_pixels = image.width * image.height;
+    let channels = image.channels;
+    for (channel, plane) in out.chunks_exact_mut(n_pixels * N).enumerate() {
+        let bytes = image.data[channel..].iter().step_by(channels);
+        for (&byte, element) in bytes.zip(plane.chunks_exact_mut(N)) {
+            element.copy_from_slice(&value(channel, byte));
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "clamped to the range of a byte first")]
+fn to_byte(value: f32) -> u8 {
+    value.round_ties_even().clamp(0.0, 255.0) as u8
+}
+
+fn to_u32(side: usize) -> u32 {
+    u32::try_from(side).expect("image sides are at most limits::IMAGE_SIDE_MAX")
+}

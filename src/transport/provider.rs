@@ -1,0 +1,66 @@
+//! What the transport needs to know from above: streams and the policies of their epochs.
+
+use std::sync::Arc;
+
+use crate::augment::PreparedPolicy;
+use crate::pipeline::workers::StreamSpec;
+
+use super::wire::{ErrorCode, Refusal, StreamRequest};
+
+/// A stream that is ready to be read.
+#[derive(Clone, Debug)]
+pub struct OpenedStream {
+    /// Samples, recipe, seed.
+    pub spec: Arc<StreamSpec>,
+    /// The effective recipe as JSON, for the client.
+    pub recipe_json: String,
+}
+
+/// The policy of one epoch of one run.
+#[derive(Clone, Debug)]
+pub struct EpochPolicy {
+    /// Ready to be applied.
+    pub prepared: Arc<PreparedPolicy>,
+    /// `NAME@VERSION`, or a built-in's name, or a file's path.
+    pub reference: String,
+    /// Content hash.
+    pub id: [u8; 16],
+    /// Version in the store; 0 for a built-in or a file.
+    pub version: u64,
+}
+
+/// Finds datasets and policies for the stream server.
+pub trait StreamProvider: Send + Sync {
+    /// Finds the dataset and compiles the recipe.
+    ///
+    /// # Errors
+    /// A refusal that the client shows to its user.
+    fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal>;
+
+    /// The policy of `epoch` in `run`: the one pinned before, or `resumed` (what the client says the
+    /// epoch began with), or what the request's reference means now.
+    ///
+    /// # Errors
+    /// The reference names nothing.
+    fn epoch_policy(
+        &self,
+        request: &StreamRequest,
+        run: &str,
+        epoch: u64,
+        resumed: &str,
+    ) -> Result<EpochPolicy, Refusal>;
+}
+
+impl Refusal {
+    /// A refusal without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: String::new() }
+    }
+
+    /// With a hint.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+}

@@ -1,0 +1,675 @@
+//! The stream server: one thread that owns the ZeroMQ sockets and every session.
+//!
+//! An event loop with one owner of all state. Its events are frames of clients, finished jobs of
+//! the worker pool, and [`ServerEvent`]s of other threads; after each it asks the session concerned
+//! for its next work until there is none. It never blocks but in `zmq::poll`.
+//!
+//! *Not here*: what a stream contains (the provider knows), pixels (the pool writes them).
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use tracing::{debug, info, warn};
+
+use crate::limits::{FRAME_BYTES_MAX, SERVER_EVENTS_MAX, SESSIONS_MAX};
+use crate::pipeline::workers::{FinishedJob, WorkerCounters, WorkerPool};
+
+use super::hello::{self, HelloThread, refusal_of};
+use super::provider::StreamProvider;
+use super::session::{Peer, Session, Work, check_request};
+use super::waker::Waker;
+use super::wire::{
+    self, BatchDescriptor, ClientBody, ClientFrame, ClientHello, DaemonBody, DaemonFrame,
+    EpochBegin, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, Start,
+};
+
+/// Frames read from one socket before the other sources have their turn.
+const FRAMES_PER_TURN_MAX: usize = 256;
+/// How long a drain waits for batches that are being filled.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long the last frames may take to leave.
+const LINGER_MS: i32 = 1000;
+/// ZMTP heartbeat over TCP: every this often, dead after three.
+const HEARTBEAT_MS: i32 = 5000;
+
+/// What the server listens on and works with.
+pub struct ServerConfig<'a> {
+    /// Path of the HELLO socket.
+    pub hello_path: &'a Path,
+    /// Path of the data socket.
+    pub data_path: &'a Path,
+    /// `HOST:PORT` for TCP, if wanted.
+    pub tcp: Option<&'a str>,
+    /// What TCP clients must know.
+    pub tcp_token: String,
+    /// Users who may subscribe, beside root and the daemon's own.
+    pub allowed_uids: Vec<u32>,
+    /// Worker threads.
+    pub n_threads: usize,
+    /// Datasets and policies.
+    pub provider: Arc<dyn StreamProvider>,
+}
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A socket cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The system refuses a thread, a descriptor or memory.
+    #[error("cannot start the stream server: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What other threads tell the server.
+pub(super) enum ServerEvent {
+    /// A client was let in.
+    Open(Box<Session>),
+    /// A client is dead.
+    HungUp { session: u64 },
+    /// Describe all sessions.
+    Report(Sender<ServerReport>),
+    /// Finish what is being filled, say good-bye, end.
+    Drain,
+}
+
+/// What the server tells about itself.
+#[derive(Clone, Debug, Default)]
+pub struct ServerReport {
+    /// Every session.
+    pub sessions: Vec<SessionReport>,
+    /// Frames that were no message, or of no session.
+    pub n_bad_frames: u64,
+    /// Releases that named a slot's former life, or none.
+    pub n_stale_releases: u64,
+}
+
+/// What is known of one consumer.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the names and wire.rs say it")]
+pub struct SessionReport {
+    pub session: u64,
+    pub dataset: String,
+    pub split: String,
+    pub client: String,
+    pub pid: Option<i32>,
+    pub uid: Option<u32>,
+    pub is_tcp: bool,
+    pub rank: u32,
+    pub world_size: u32,
+    pub group: String,
+    pub batch_size: u32,
+    pub epoch: u64,
+    pub step: u64,
+    pub next_offset: u64,
+    pub batches_sent: u64,
+    pub samples_sent: u64,
+    pub n_leased: u32,
+    pub n_free: u32,
+    pub n_slots: u32,
+    pub policy: String,
+    pub policy_version: u64,
+    pub images_per_second: f64,
+}
+
+/// Speaks to the server thread; cheap to clone.
+#[derive(Clone)]
+pub struct ServerHandle {
+    events: Sender<ServerEvent>,
+    waker: Waker,
+}
+
+impl ServerHandle {
+    /// Queues an event; `Err`: the server has ended.
+    pub(super) fn send(&self, event: ServerEvent) -> Result<(), ()> {
+        let result = match self.events.try_send(event) {
+            Ok(()) => Ok(()),
+            // The server drains without blocking, so waiting for room is short.
+            Err(TrySendError::Full(event)) => self.events.send(event).map_err(|_| ()),
+            Err(TrySendError::Disconnected(_)) => Err(()),
+        };
+        self.waker.wake();
+        result
+    }
+
+    /// Asks the server thread for its state; `None`: it has ended.
+    pub fn report(&self) -> Option<ServerReport> {
+        let (sender, receiver) = bounded(1);
+        self.send(ServerEvent::Report(sender)).ok()?;
+        receiver.recv().ok()
+    }
+
+    /// Begins a graceful end: batches that are being filled are delivered, then good-bye.
+    pub fn drain(&self) {
+        // Fails only if it has ended already.
+        let _ = self.send(ServerEvent::Drain);
+    }
+}
+
+/// The running server; [`StreamServer::join`] waits for its end.
+pub struct StreamServer {
+    handle: ServerHandle,
+    hello_stop: Waker,
+    counters: Arc<WorkerCounters>,
+    tcp_endpoint: Option<String>,
+    server_thread: JoinHandle<()>,
+    hello_thread: JoinHandle<()>,
+}
+
+impl StreamServer {
+    /// Binds the sockets and starts the threads.
+    ///
+    /// # Errors
+    /// A socket cannot be bound, or the system refuses a resource.
+    pub fn start(config: ServerConfig<'_>) -> Result<Self, ServerError> {
+        let waker = Waker::new()?;
+        let pool_waker = waker.clone();
+        let pool = WorkerPool::start(config.n_threads, move || pool_waker.wake())?;
+        let counters = Arc::clone(pool.counters());
+        let (events, event_receiver) = bounded(SERVER_EVENTS_MAX);
+        let handle = ServerHandle { events, waker: waker.clone() };
+
+        let context = zmq::Context::new();
+        let data_endpoint = format!("ipc://{}", config.data_path.display());
+        let local = bind_router(&context, &data_endpoint, None)?;
+        let (tcp, tcp_endpoint) = match config.tcp {
+            None => (None, None),
+            Some(address) => {
+                let endpoint = format!("tcp://{address}");
+                let socket = bind_router(&context, &endpoint, Some(HEARTBEAT_MS))?;
+                let bound = socket.get_last_endpoint().ok().and_then(Result::ok);
+                (Some(socket), Some(bound.unwrap_or(endpoint)))
+            }
+        };
+        let listener = hello::bind(config.hello_path).map_err(|error| ServerError::Bind {
+            address: config.hello_path.display().to_string(),
+            source: error.into(),
+        })?;
+        let hello_stop = Waker::new()?;
+        let hello_thread = HelloThread {
+            listener,
+            stop: hello_stop.clone(),
+            server: handle.clone(),
+            provider: Arc::clone(&config.provider),
+            allowed_uids: config.allowed_uids,
+            data_endpoint,
+        };
+        let server = Server {
+            local,
+            tcp,
+            tcp_token: config.tcp_token,
+            waker,
+            events: event_receiver,
+            pool,
+            provider: config.provider,
+            sessions: HashMap::new(),
+            jobs_in_flight: 0,
+            draining: None,
+            n_bad_frames: 0,
+            n_stale_releases: 0,
+        };
+        let hello_thread =
+            std::thread::Builder::new().name("hello".into()).spawn(move || hello_thread.run())?;
+        let server_thread =
+            std::thread::Builder::new().name("server".into()).spawn(move || server.run())?;
+        Ok(Self { handle, hello_stop, counters, tcp_endpoint, server_thread, hello_thread })
+    }
+
+    /// For other threads to speak to it.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// Counters of its worker pool.
+    pub fn worker_counters(&self) -> Arc<WorkerCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Where TCP clients connect, with the real port.
+    pub fn tcp_endpoint(&self) -> Option<&str> {
+        self.tcp_endpoint.as_deref()
+    }
+
+    /// Whether a thread ended without being asked to.
+    pub fn has_ended(&self) -> bool {
+        self.server_thread.is_finished() || self.hello_thread.is_finished()
+    }
+
+    /// Drains and waits until all threads have ended; `false`: one of them panicked.
+    pub fn join(self) -> bool {
+        self.hello_stop.wake();
+        let hello_ok = self.hello_thread.join().is_ok();
+        self.handle.drain();
+        let server_ok = self.server_thread.join().is_ok();
+        hello_ok && server_ok
+    }
+}
+
+fn bind_router(
+    context: &zmq::Context,
+    endpoint: &str,
+    heartbeat_ms: Option<i32>,
+) -> Result<zmq::Socket, ServerError> {
+    let bind = || -> zmq::Result<zmq::Socket> {
+        let socket = context.socket(zmq::ROUTER)?;
+        socket.set_linger(LINGER_MS)?;
+        // A frame to a client that is not there is an error, not a silent loss.
+        socket.set_router_mandatory(true)?;
+        socket.set_maxmsgsize(i64::try_from(FRAME_BYTES_MAX).expect("64 KiB"))?;
+        // Credits bound what is queued; a high-water mark would only drop.
+        socket.set_sndhwm(0)?;
+        if let Some(interval_ms) = heartbeat_ms {
+            socket.set_heartbeat_ivl(interval_ms)?;
+            socket.set_heartbeat_timeout(3 * interval_ms)?;
+        }
+        socket.bind(endpoint)?;
+        Ok(socket)
+    };
+    bind().map_err(|error| ServerError::Bind {
+        address: endpoint.to_owned(),
+        source: io::Error::from_raw_os_error(error.to_raw()),
+    })
+}
+
+struct LiveSession {
+    session: Session,
+    /// Routing id on the socket; for TCP whatever the client's socket chose.
+    route: Vec<u8>,
+    is_tcp: bool,
+    rate: Rate,
+}
+
+/// Samples per second over the last whole second or so.
+struct Rate {
+    since: Instant,
+    n_samples: u64,
+    per_second: f64,
+}
+
+impl Rate {
+    fn add(&mut self, n_samples: u64) {
+        self.roll();
+        self.n_samples += n_samples;
+    }
+
+    fn roll(&mut self) {
+        let elapsed = self.since.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            self.per_second = self.n_samples as f64 / elapsed.as_secs_f64();
+            self.n_samples = 0;
+            self.since = Instant::now();
+        }
+    }
+}
+
+struct Server {
+    local: zmq::Socket,
+    tcp: Option<zmq::Socket>,
+    tcp_token: String,
+    waker: Waker,
+    events: Receiver<ServerEvent>,
+    pool: WorkerPool,
+    provider: Arc<dyn StreamProvider>,
+    sessions: HashMap<u64, LiveSession>,
+    jobs_in_flight: usize,
+    draining: Option<Instant>,
+    n_bad_frames: u64,
+    n_stale_releases: u64,
+}
+
+impl Server {
+    fn run(mut self) {
+        loop {
+            self.waker.clear();
+            self.take_events();
+            while let Some(job) = self.pool.try_finished() {
+                self.on_finished(&job);
+            }
+            let mut more = self.take_frames(false);
+            more |= self.take_frames(true);
+            if let Some(since) = self.draining
+                && (self.jobs_in_flight == 0 || since.elapsed() > DRAIN_WAIT_MAX)
+            {
+                return self.say_goodbye();
+            }
+            if !more {
+                self.wait();
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let mut items = vec![
+            zmq::PollItem::from_fd(self.waker.as_raw_fd(), zmq::POLLIN),
+            self.local.as_poll_item(zmq::POLLIN),
+        ];
+        items.extend(self.tcp.iter().map(|socket| socket.as_poll_item(zmq::POLLIN)));
+        let timeout_ms = if self.draining.is_some() { 50 } else { -1 };
+        // An interrupted poll is as good as a wake-up: the loop looks at every source anyway.
+        let _ = zmq::poll(&mut items, timeout_ms);
+    }
+
+    fn take_events(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                ServerEvent::Open(session) => {
+                    let route = session.token.to_vec();
+                    self.insert(*session, route, false);
+                }
+                ServerEvent::HungUp { session } => self.remove(session, "hung up"),
+                ServerEvent::Report(reply) => {
+                    // Fails only if the asker has given up.
+                    let _ = reply.send(self.report());
+                }
+                ServerEvent::Drain => {
+                    self.draining.get_or_insert_with(Instant::now);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, session: Session, route: Vec<u8>, is_tcp: bool) {
+        let rate = Rate { since: Instant::now(), n_samples: 0, per_second: 0.0 };
+        self.sessions.insert(session.id, LiveSession { session, route, is_tcp, rate });
+    }
+
+    fn remove(&mut self, session_id: u64, why: &str) {
+        let Some(live) = self.sessions.remove(&session_id) else { return };
+        // Jobs under way keep the slab alive until they are done; nothing else holds it.
+        info!(
+            session = format_args!("{session_id:016x}"),
+            why,
+            batches = live.session.batches_sent,
+            samples = live.session.samples_sent,
+            "client left"
+        );
+    }
+
+    fn on_finished(&mut self, job: &FinishedJob) {
+        self.jobs_in_flight -= 1;
+        let Some(live) = self.sessions.get_mut(&job.tag.session) else { return };
+        live.session.finished(job.tag);
+        if let Some(error) = &job.error {
+            warn!(session = format_args!("{:016x}", job.tag.session), error, "batch failed");
+            live.session.abandon();
+            let refusal = Refusal::new(ErrorCode::Data, error.clone())
+                .with_hint("run 'fastaa-ctl dataset verify' on the dataset");
+            self.send(job.tag.session, DaemonBody::Failed(refusal));
+            return;
+        }
+        self.advance(job.tag.session);
+    }
+
+    /// Does all the work that a session has.
+    fn advance(&mut self, session_id: u64) {
+        loop {
+            let Some(live) = self.sessions.get_mut(&session_id) else { return };
+            match live.session.next_work() {
+                None => return,
+                Some(Work::Fill { job, n_samples }) => {
+                    if self.draining.is_some() {
+                        // The slot stays as if it were being filled: nothing new is begun.
+                        return;
+                    }
+                    #[allow(unsafe_code, reason = "the loan is handed to the pool whole")]
+                    // SAFETY: the pool keeps `keep_alive` in what all chunks of the job share, and
+                    // touches the slices through those chunks only.
+                    let output = unsafe { live.session.slab.lend(job.tag.slot, n_samples) };
+                    self.pool.submit(job, output);
+                    self.jobs_in_flight += 1;
+                }
+                Some(Work::Deliver(descriptor)) => self.deliver(session_id, descriptor),
+                Some(Work::End(end)) => {
+                    debug!(
+                        session = format_args!("{session_id:016x}"),
+                        epoch = end.epoch,
+                        "epoch ends"
+                    );
+                    self.send(session_id, DaemonBody::EpochEnd(end));
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, session_id: u64, mut descriptor: BatchDescriptor) {
+        let Some(live) = self.sessions.get_mut(&session_id) else { return };
+        live.rate.add(u64::from(descriptor.n_samples));
+        descriptor.inline = live.is_tcp;
+        let payload = live.is_tcp.then(|| live.session.slab.copy_of(descriptor.slot));
+        self.send_with(session_id, DaemonBody::Batch(descriptor), payload);
+    }
+
+    fn send(&mut self, session_id: u64, body: DaemonBody) {
+        self.send_with(session_id, body, None);
+    }
+
+    fn send_with(&mut self, session_id: u64, body: DaemonBody, payload: Option<Vec<u8>>) {
+        let Some(live) = self.sessions.get(&session_id) else { return };
+        let socket = if live.is_tcp { self.tcp.as_ref() } else { Some(&self.local) };
+        let Some(socket) = socket else { return };
+        let sent = send_frame(socket, &live.route, session_id, body, payload);
+        let Err(error) = sent else { return };
+        debug!(session = format_args!("{session_id:016x}"), %error, "cannot reach the client");
+        // A local client that has gone is noticed by the HELLO thread; a TCP client only here.
+        if live.is_tcp {
+            self.remove(session_id, "unreachable");
+        }
+    }
+
+    /// Reads frames of one socket; `true`: there may be more.
+    fn take_frames(&mut self, is_tcp: bool) -> bool {
+        for _ in 0..FRAMES_PER_TURN_MAX {
+            let socket = if is_tcp { self.tcp.as_ref() } else { Some(&self.local) };
+            let Some(socket) = socket else { return false };
+            let Ok(mut parts) = socket.recv_multipart(zmq::DONTWAIT) else { return false };
+            match (parts.pop(), parts.pop(), parts.is_empty()) {
+                (Some(body), Some(route), true) => self.on_frame(&route, &body, is_tcp),
+                _ => self.count_bad("wrong number of parts"),
+            }
+        }
+        true
+    }
+
+    fn count_bad(&mut self, why: &str) {
+        self.n_bad_frames += 1;
+        // Powers of two: a flood does not fill the log.
+        if self.n_bad_frames.is_power_of_two() {
+            warn!(why, total = self.n_bad_frames, "ignored a bad frame");
+        }
+    }
+
+    fn on_frame(&mut self, route: &[u8], body: &[u8], is_tcp: bool) {
+        let frame: ClientFrame = match wire::decode(body) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.count_bad(&error.to_string());
+                if is_tcp {
+                    self.answer_tcp(route, HelloReply::Refused(refusal_of(error)));
+                }
+                return;
+            }
+        };
+        if let ClientBody::Hello(hello) = frame.body {
+            return if is_tcp {
+                self.on_tcp_hello(route, hello);
+            } else {
+                self.count_bad("hello on the data socket");
+            };
+        }
+        // The session may have been registered since the last look.
+        if !self.sessions.contains_key(&frame.session) {
+            self.take_events();
+        }
+        let known = self.sessions.get_mut(&frame.session);
+        let Some(live) = known.filter(|live| live.route == route && live.is_tcp == is_tcp) else {
+            return self.count_bad("no such session");
+        };
+        match frame.body {
+            ClientBody::Start(start) => self.on_start(frame.session, &start),
+            ClientBody::Release(leases) => {
+                let stale = leases.into_iter().filter(|lease| !live.session.release(*lease));
+                self.n_stale_releases += stale.count() as u64;
+                self.advance(frame.session);
+            }
+            ClientBody::Bye => self.remove(frame.session, "said bye"),
+            ClientBody::Hello(_) => {}
+        }
+    }
+
+    fn on_start(&mut self, session_id: u64, start: &Start) {
+        let Some(live) = self.sessions.get_mut(&session_id) else { return };
+        let session = &mut live.session;
+        let started = session.check_start(start).and_then(|()| {
+            let run = session.run_name();
+            let policy =
+                self.provider.epoch_policy(&session.request, &run, start.epoch, &start.policy)?;
+            session.start(start, policy.clone())?;
+            Ok(policy)
+        });
+        match started {
+            Ok(policy) => {
+                let begin = EpochBegin {
+                    seek: start.seek,
+                    epoch: start.epoch,
+                    policy: policy.reference,
+                    policy_id: policy.id,
+                    policy_version: policy.version,
+                };
+                self.send(session_id, DaemonBody::EpochBegin(begin));
+                self.advance(session_id);
+            }
+            Err(refusal) => self.send(session_id, DaemonBody::Failed(refusal)),
+        }
+    }
+
+    fn on_tcp_hello(&mut self, route: &[u8], hello: ClientHello) {
+        let reply = match self.open_tcp(hello, route) {
+            Ok(reply) => reply,
+            Err(refusal) => HelloReply::Refused(refusal),
+        };
+        self.answer_tcp(route, reply);
+    }
+
+    fn open_tcp(&mut self, hello: ClientHello, route: &[u8]) -> Result<HelloReply, Refusal> {
+        if !equal_in_constant_time(hello.token.as_bytes(), self.tcp_token.as_bytes()) {
+            return Err(Refusal::new(ErrorCode::Forbidden, "wrong token")
+                .with_hint("pass the content of the daemon's token file"));
+        }
+        if self.sessions.len() >= SESSIONS_MAX {
+            let message = format!("{SESSIONS_MAX} clients are connected already");
+            return Err(Refusal::new(ErrorCode::Exhausted, message).with_hint("close some"));
+        }
+        check_request(&hello.request)?;
+        let stream = self.provider.open(&hello.request)?;
+        let peer = Peer { client: hello.client, pid: None, uid: None };
+        let session = Session::open(hello.request, stream, peer)?;
+        info!(
+            session = format_args!("{:016x}", session.id),
+            client = session.peer.client,
+            dataset = session.request.dataset,
+            split = session.request.split,
+            "client subscribed over TCP"
+        );
+        let reply = HelloReply::Welcome(session.welcome(""));
+        self.insert(session, route.to_vec(), true);
+        Ok(reply)
+    }
+
+    fn answer_tcp(&self, route: &[u8], reply: HelloReply) {
+        let Some(socket) = &self.tcp else { return };
+        let session = match &reply {
+            HelloReply::Welcome(welcome) => welcome.session,
+            HelloReply::Refused(_) => 0,
+        };
+        let body = DaemonBody::Hello(ServerHello { protocol: PROTOCOL_VERSION, reply });
+        if let Err(error) = send_frame(socket, route, session, body, None) {
+            debug!(%error, "a TCP client did not wait for its answer");
+        }
+    }
+
+    fn say_goodbye(mut self) {
+        let sessions: Vec<u64> = self.sessions.keys().copied().collect();
+        for session_id in sessions {
+            self.send(session_id, DaemonBody::Goodbye("the daemon is stopping".to_owned()));
+        }
+        debug!("stream server ends");
+    }
+
+    fn report(&mut self) -> ServerReport {
+        let mut sessions: Vec<SessionReport> = self.sessions.values_mut().map(report_of).collect();
+        sessions.sort_by_key(|report| report.session);
+        ServerReport {
+            sessions,
+            n_bad_frames: self.n_bad_frames,
+            n_stale_releases: self.n_stale_releases,
+        }
+    }
+}
+
+fn report_of(live: &mut LiveSession) -> SessionReport {
+    live.rate.roll();
+    let session = &live.session;
+    let (epoch, step, next_offset) = session.position();
+    let (n_leased, n_free) = session.slot_counts();
+    let (policy, policy_version) = session.policy().unwrap_or(("", 0));
+    SessionReport {
+        session: session.id,
+        dataset: session.request.dataset.clone(),
+        split: session.request.split.clone(),
+        client: session.peer.client.clone(),
+        pid: session.peer.pid,
+        uid: session.peer.uid,
+        is_tcp: live.is_tcp,
+        rank: session.request.rank,
+        world_size: session.request.world_size,
+        group: session.request.group.clone(),
+        batch_size: session.request.batch_size,
+        epoch,
+        step,
+        next_offset,
+        batches_sent: session.batches_sent,
+        samples_sent: session.samples_sent,
+        n_leased,
+        n_free,
+        n_slots: session.n_slots(),
+        policy: policy.to_owned(),
+        policy_version,
+        images_per_second: live.rate.per_second,
+    }
+}
+
+fn send_frame(
+    socket: &zmq::Socket,
+    route: &[u8],
+    session: u64,
+    body: DaemonBody,
+    payload: Option<Vec<u8>>,
+) -> io::Result<()> {
+    let frame = DaemonFrame { protocol: PROTOCOL_VERSION, session, body };
+    let bytes = wire::encode(&frame).map_err(io::Error::other)?;
+    let failed = |error: zmq::Error| io::Error::from_raw_os_error(error.to_raw());
+    socket.send(route, zmq::DONTWAIT | zmq::SNDMORE).map_err(failed)?;
+    let Some(payload) = payload else {
+        return socket.send(bytes, zmq::DONTWAIT).map_err(failed);
+    };
+    socket.send(bytes, zmq::DONTWAIT | zmq::SNDMORE).map_err(failed)?;
+    socket.send(payload, zmq::DONTWAIT).map_err(failed)
+}
+
+/// Compares without telling by its duration where two tokens differ.
+fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    let differences = a.iter().zip(b).fold(0, |sum, (x, y)| sum | (x ^ y));
+    a.len() == b.len() && std::hint::black_box(differences) == 0
+}
