@@ -234,14 +234,10 @@ mod tests {
 
     #[test]
     fn sub_policies_are_matched_by_operations_however_often_they_occur() {
-        let from = policy(
-            1,
-            &[(1.0, Op::Rotate, 0.5), (2.0, Op::Rotate, 0.5), (1.0, Op::Invert, 1.0)],
-        );
-        let to = policy(
-            2,
-            &[(2.0, Op::Rotate, 0.5), (3.0, Op::Rotate, 0.5), (3.0, Op::Color, 0.25)],
-        );
+        let from =
+            policy(1, &[(1.0, Op::Rotate, 0.5), (2.0, Op::Rotate, 0.5), (1.0, Op::Invert, 1.0)]);
+        let to =
+            policy(2, &[(2.0, Op::Rotate, 0.5), (3.0, Op::Rotate, 0.5), (3.0, Op::Color, 0.25)]);
         let diff = diff(&from, &to);
         assert_eq!(diff.draws, Some((1, 2)));
         assert_eq!(diff.ops_profile, None);

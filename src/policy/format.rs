@@ -180,11 +180,10 @@ fn profile_from_value(value: Option<&Value>) -> Result<OpsProfile, String> {
     let names = profiles.map(OpsProfile::name);
     match value {
         None => Ok(OpsProfile::default()),
-        Some(Value::String(name)) => {
-            profiles.into_iter().find(|profile| profile.name() == name).ok_or_else(|| {
-                format!("unknown ops_profile '{name}'; {}", suggestion(name, &names))
-            })
-        }
+        Some(Value::String(name)) => profiles
+            .into_iter()
+            .find(|profile| profile.name() == name)
+            .ok_or_else(|| format!("unknown ops_profile '{name}'; {}", suggestion(name, &names))),
         Some(other) => Err(format!(
             "'ops_profile' is {}, but must be one of: {}",
             kind_of(other),
@@ -273,8 +272,8 @@ fn step_from_value(value: &Value, place: &str) -> Result<OpStep, String> {
     let probability = number(probability)
         .ok_or_else(|| wrong("probability", probability, "a number from 0 to 1"))?;
     let right = "a number from 0 to 1 or a range [lo, hi] of such numbers";
-    let magnitude = magnitude_from_value(magnitude)
-        .ok_or_else(|| wrong("magnitude", magnitude, right))?;
+    let magnitude =
+        magnitude_from_value(magnitude).ok_or_else(|| wrong("magnitude", magnitude, right))?;
     Ok(OpStep { op, probability, magnitude })
 }
 
@@ -325,8 +324,7 @@ fn shown(value: &Value) -> String {
 
 /// The JSON form; [`from_value`] reads it back to an equal policy.
 pub fn to_value(policy: &Policy) -> Value {
-    let sub_policies: Vec<Value> =
-        policy.sub_policies().iter().map(sub_policy_to_value).collect();
+    let sub_policies: Vec<Value> = policy.sub_policies().iter().map(sub_policy_to_value).collect();
     json!({
         "name": policy.name(),
         "ops_profile": policy.ops_profile().name(),

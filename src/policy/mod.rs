@@ -10,6 +10,7 @@ mod format;
 mod op;
 mod store;
 mod store_files;
+mod store_head;
 mod timestamp;
 mod types;
 
@@ -21,9 +22,7 @@ pub use error::PolicyError;
 pub(crate) use error::suggestion;
 pub use format::{from_value, load_file, parse_text, to_list_text, to_text, to_value};
 pub use op::{Op, OpsProfile};
-pub use store::{
-    Head, HistoryEntry, HistoryKind, PolicyStore, PolicyVersion, Published, ResolvedPolicy,
-    StoredReference,
-};
+pub use store::{PolicyStore, PolicyVersion, Published, ResolvedPolicy, StoredReference};
+pub use store_head::{Head, HistoryEntry, HistoryKind};
 pub use timestamp::rfc3339_utc;
 pub use types::{Magnitude, OpStep, Policy, PolicyId, SubPolicy};

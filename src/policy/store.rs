@@ -23,10 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::suggestion;
+use super::store_head::{Head, HistoryKind};
 use super::{Policy, PolicyError, PolicyId, builtin, rfc3339_utc, store_files};
 use crate::limits;
 
@@ -47,48 +47,6 @@ pub struct PolicyVersion {
     pub published_at: Option<String>,
     /// The version that would have been active instead; `None` for version 0.
     pub parent: Option<u64>,
-}
-
-/// Which version of a dataset's policy is active, and how that came.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Head {
-    /// The version that `active` means: the pinned one, else [`Head::unpinned`].
-    pub active: u64,
-    /// The version that is held whatever is published.
-    pub pinned: Option<u64>,
-    /// The version that is active without a pin.
-    pub unpinned: u64,
-    /// Newest version whose publication is accounted for here.
-    pub latest: u64,
-    /// Versions that were active before, which rollback returns to, newest last.
-    pub previous: Vec<u64>,
-    /// Every change of the active version, newest last.
-    pub history: Vec<HistoryEntry>,
-}
-
-/// One change of the active version.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HistoryEntry {
-    /// RFC 3339, UTC.
-    pub at: String,
-    /// What was done.
-    pub kind: HistoryKind,
-    /// The version active from then on.
-    pub version: u64,
-}
-
-/// What changed the active version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HistoryKind {
-    /// A new version.
-    Publish,
-    /// A version was pinned.
-    Pin,
-    /// The pin was taken away.
-    Unpin,
-    /// Back to the version before.
-    Rollback,
 }
 
 /// Outcome of [`PolicyStore::publish`].
@@ -264,7 +222,8 @@ impl PolicyStore {
     pub fn unpin(&self, name: &str) -> Result<Head, PolicyError> {
         self.change(name, |head, now| {
             if head.pinned.take().is_none() {
-                let message = format!("'{name}' has no pinned policy, so there is nothing to unpin");
+                let message =
+                    format!("'{name}' has no pinned policy, so there is nothing to unpin");
                 return Err(PolicyError::conflict(message));
             }
             head.activate(head.unpinned, HistoryKind::Unpin, now);
@@ -333,7 +292,9 @@ impl PolicyStore {
         }
         let dir = self.lineage_dir(name);
         match store_files::read_version(&dir, name, version) {
-            Err(PolicyError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(PolicyError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
                 let newest = store_files::version_numbers(&dir)?.pop().unwrap_or(0);
                 Err(PolicyError::not_found(format!(
                     "there is no policy {name}@{version}; the newest version of '{name}' is \
@@ -419,8 +380,7 @@ impl PolicyStore {
         check_name(name)?;
         if version != Some(0) && name != dataset_name && !self.lineage_dir(name).is_dir() {
             let names = self.names()?;
-            let names: Vec<&str> =
-                names.iter().map(String::as_str).chain([dataset_name]).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).chain([dataset_name]).collect();
             return Err(PolicyError::not_found(format!(
                 "no policy was ever published for '{name}'; {}",
                 suggestion(name, &names)
@@ -456,35 +416,6 @@ impl PolicyStore {
         store_files::write_head(&dir, name, &head)?;
         Ok(head)
     }
-}
-
-impl Head {
-    fn publish(&mut self, version: u64, at: String) {
-        self.latest = version;
-        self.unpinned = version;
-        if self.pinned.is_none() {
-            self.activate(version, HistoryKind::Publish, at);
-        }
-    }
-
-    fn activate(&mut self, version: u64, kind: HistoryKind, at: String) {
-        if version != self.active {
-            self.previous.push(self.active);
-            forget_oldest(&mut self.previous);
-        }
-        self.active = version;
-        self.record(kind, at);
-    }
-
-    fn record(&mut self, kind: HistoryKind, at: String) {
-        self.history.push(HistoryEntry { at, kind, version: self.active });
-        forget_oldest(&mut self.history);
-    }
-}
-
-fn forget_oldest<T>(list: &mut Vec<T>) {
-    let excess = list.len().saturating_sub(limits::POLICY_HISTORY_MAX);
-    list.drain(..excess);
 }
 
 /// Names become folders: letters, digits, `.`, `_` and `-`, with no dot in front.

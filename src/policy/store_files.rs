@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::store::{Head, PolicyVersion};
+use super::store::PolicyVersion;
+use super::store_head::Head;
 use super::{PolicyError, PolicyId, format};
 use crate::limits;
 
@@ -164,8 +165,7 @@ fn read_limited(path: &Path) -> Result<String, PolicyError> {
     let file = File::open(path).map_err(io_error)?;
     let limit = limits::POLICY_VERSION_BYTES_MAX;
     file.take(limit + 1).read_to_end(&mut bytes).map_err(io_error)?;
-    let damaged =
-        |problem| PolicyError::Damaged { path: path.display().to_string(), problem };
+    let damaged = |problem| PolicyError::Damaged { path: path.display().to_string(), problem };
     if bytes.len() as u64 > limit {
         return Err(damaged(format!("it is over the limit of {limit} bytes")));
     }
@@ -173,8 +173,8 @@ fn read_limited(path: &Path) -> Result<String, PolicyError> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), PolicyError> {
-    let bytes = serde_json::to_vec(value)
-        .map_err(|error| PolicyError::io(path, io::Error::from(error)))?;
+    let bytes =
+        serde_json::to_vec(value).map_err(|error| PolicyError::io(path, io::Error::from(error)))?;
     let limit = limits::POLICY_VERSION_BYTES_MAX;
     if bytes.len() as u64 > limit {
         return Err(PolicyError::malformed(format!(
@@ -221,8 +221,7 @@ pub(super) fn remove_leftovers(dir: &Path) -> Result<(), PolicyError> {
     for entry in entries {
         let entry = entry.map_err(|error| PolicyError::io(dir, error))?;
         if entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
-            fs::remove_file(entry.path())
-                .map_err(|error| PolicyError::io(&entry.path(), error))?;
+            fs::remove_file(entry.path()).map_err(|error| PolicyError::io(&entry.path(), error))?;
         }
     }
     Ok(())

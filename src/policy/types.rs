@@ -208,7 +208,8 @@ pub(super) fn canonical_ops(ops: &[OpStep]) -> Vec<u8> {
 }
 
 fn push_count(bytes: &mut Vec<u8>, count: usize) {
-    let count = u32::try_from(count).expect("limits.rs keeps the counts of a policy far below 2^32");
+    let count =
+        u32::try_from(count).expect("limits.rs keeps the counts of a policy far below 2^32");
     bytes.extend(count.to_le_bytes());
 }
 
@@ -279,9 +280,8 @@ fn check_sub_policy(sub_policy: &SubPolicy) -> Result<(), (String, String)> {
         return Err((String::new(), problem));
     }
     for (index, step) in sub_policy.ops.iter().enumerate() {
-        check_step(step).map_err(|problem| {
-            (format!(", op {} ('{}')", index + 1, step.op.name()), problem)
-        })?;
+        check_step(step)
+            .map_err(|problem| (format!(", op {} ('{}')", index + 1, step.op.name()), problem))?;
     }
     Ok(())
 }
