@@ -73,3 +73,12 @@ pub const SERVER_EVENTS_MAX: usize = 4096;
 
 /// Most worker threads.
 pub const WORKER_THREADS_MAX: usize = 1024;
+
+/// Largest file of one policy version in the store, in bytes: a policy and its evidence.
+pub const POLICY_VERSION_BYTES_MAX: u64 = 12 * 1024 * 1024;
+
+/// Most activations that the policy store remembers per dataset; the oldest are forgotten first.
+pub const POLICY_HISTORY_MAX: usize = 1_000;
+
+/// Most connections to the control socket at once.
+pub const CONTROL_CONNECTIONS_MAX: usize = 64;
