@@ -82,3 +82,12 @@ pub const POLICY_HISTORY_MAX: usize = 1_000;
 
 /// Most connections to the control socket at once.
 pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+
+/// Most epochs of a run whose policies are remembered; the oldest are forgotten first.
+pub const PINNED_EPOCHS_MAX: usize = 1024;
+
+/// Most runs whose policies are held in memory; files of named runs are not counted.
+pub const PINNED_RUNS_MAX: usize = 4096;
+
+/// Most policies that are held ready to be applied.
+pub const PREPARED_POLICIES_MAX: usize = 256;

@@ -172,7 +172,7 @@ fn read_limited(path: &Path) -> Result<String, PolicyError> {
     String::from_utf8(bytes).map_err(|_| damaged("it is not UTF-8 text".to_owned()))
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), PolicyError> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), PolicyError> {
     let bytes =
         serde_json::to_vec(value).map_err(|error| PolicyError::io(path, io::Error::from(error)))?;
     let limit = limits::POLICY_VERSION_BYTES_MAX;

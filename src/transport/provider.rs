@@ -12,6 +12,8 @@ use super::wire::{ErrorCode, Refusal, StreamRequest};
 pub struct OpenedStream {
     /// Samples, recipe, seed.
     pub spec: Arc<StreamSpec>,
+    /// What the recipe calls its policy.
+    pub policy_reference: String,
     /// The effective recipe as JSON, for the client.
     pub recipe_json: String,
 }
@@ -29,6 +31,17 @@ pub struct EpochPolicy {
     pub version: u64,
 }
 
+/// Whose epochs pin a policy together.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The dataset's name.
+    pub dataset: &'a str,
+    /// The group's name, or one that no other connection has.
+    pub name: &'a str,
+    /// It is a group: it outlives the connection.
+    pub is_group: bool,
+}
+
 /// Finds datasets and policies for the stream server.
 pub trait StreamProvider: Send + Sync {
     /// Finds the dataset and compiles the recipe.
@@ -38,14 +51,14 @@ pub trait StreamProvider: Send + Sync {
     fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal>;
 
     /// The policy of `epoch` in `run`: the one pinned before, or `resumed` (what the client says the
-    /// epoch began with), or what the request's reference means now.
+    /// epoch began with), or what the recipe's reference means now.
     ///
     /// # Errors
     /// The reference names nothing.
     fn epoch_policy(
         &self,
-        request: &StreamRequest,
-        run: &str,
+        stream: &OpenedStream,
+        run: &Run<'_>,
         epoch: u64,
         resumed: &str,
     ) -> Result<EpochPolicy, Refusal>;

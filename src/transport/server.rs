@@ -21,7 +21,7 @@ use crate::limits::{FRAME_BYTES_MAX, SERVER_EVENTS_MAX, SESSIONS_MAX};
 use crate::pipeline::workers::{FinishedJob, WorkerCounters, WorkerPool};
 
 use super::hello::{self, HelloThread, refusal_of};
-use super::provider::StreamProvider;
+use super::provider::{Run, StreamProvider};
 use super::session::{Peer, Session, Work, check_request};
 use super::waker::Waker;
 use super::wire::{
@@ -532,9 +532,14 @@ impl Server {
         let Some(live) = self.sessions.get_mut(&session_id) else { return };
         let session = &mut live.session;
         let started = session.check_start(start).and_then(|()| {
-            let run = session.run_name();
+            let name = session.run_name();
+            let run = Run {
+                dataset: &session.request.dataset,
+                name: &name,
+                is_group: !session.request.group.is_empty(),
+            };
             let policy =
-                self.provider.epoch_policy(&session.request, &run, start.epoch, &start.policy)?;
+                self.provider.epoch_policy(&session.stream, &run, start.epoch, &start.policy)?;
             session.start(start, policy.clone())?;
             Ok(policy)
         });

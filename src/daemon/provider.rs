@@ -1,0 +1,118 @@
+//! Finds datasets and policies for the stream server: names from requests, things from the parts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value};
+
+use crate::augment::PreparedPolicy;
+use crate::config::with_suggestion;
+use crate::limits::PREPARED_POLICIES_MAX;
+use crate::pipeline::recipe::{Recipe, RecipeError};
+use crate::pipeline::render::CompiledRecipe;
+use crate::pipeline::workers::StreamSpec;
+use crate::policy::{EpochPins, PolicyError, PolicyStore, ResolvedPolicy};
+use crate::transport::provider::{EpochPolicy, OpenedStream, Run, StreamProvider};
+use crate::transport::wire::{ErrorCode, Refusal, StreamRequest};
+
+use super::datasets::Datasets;
+
+/// See the module.
+pub(super) struct Provider {
+    pub(super) datasets: Datasets,
+    pub(super) defaults: Recipe,
+    pub(super) store: Arc<PolicyStore>,
+    pub(super) pins: EpochPins,
+    /// By canonical reference; versions and built-ins never change, files are not kept here.
+    pub(super) prepared: Mutex<HashMap<String, EpochPolicy>>,
+}
+
+impl StreamProvider for Provider {
+    fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal> {
+        let split = self.datasets.find(&request.dataset, &request.split)?;
+        let recipe = self.recipe(&request.recipe_json)?;
+        let compiled = CompiledRecipe::new(&recipe, split.info()).map_err(refuse_recipe)?;
+        // A reference that means nothing is refused now, not at the first epoch.
+        self.store.resolve(&recipe.policy, &request.dataset).map_err(refuse_policy)?;
+        let recipe_json = serde_json::to_string(&recipe)
+            .map_err(|error| Refusal::new(ErrorCode::Internal, error.to_string()))?;
+        Ok(OpenedStream {
+            spec: Arc::new(StreamSpec {
+                split,
+                recipe: compiled,
+                seed: request.seed,
+                shuffle: request.shuffle,
+            }),
+            policy_reference: recipe.policy,
+            recipe_json,
+        })
+    }
+
+    fn epoch_policy(
+        &self,
+        stream: &OpenedStream,
+        run: &Run<'_>,
+        epoch: u64,
+        resumed: &str,
+    ) -> Result<EpochPolicy, Refusal> {
+        let wanted = if resumed.is_empty() { &stream.policy_reference } else { resumed };
+        let decide = || Ok(self.store.resolve(wanted, run.dataset)?.reference);
+        let is_active = stream.policy_reference == "active"
+            || stream.policy_reference.ends_with("@active");
+        // Only what can change between epochs needs a pin.
+        let reference = if is_active {
+            self.pins.pinned_or(run.dataset, run.name, run.is_group, epoch, decide)
+        } else {
+            decide()
+        };
+        self.prepare(&reference.map_err(refuse_policy)?, run.dataset).map_err(refuse_policy)
+    }
+}
+
+impl Provider {
+    fn recipe(&self, overrides_json: &str) -> Result<Recipe, Refusal> {
+        let overrides: Map<String, Value> =
+            serde_json::from_str(overrides_json).map_err(|error| {
+                Refusal::new(ErrorCode::Malformed, format!("the recipe is no JSON object: {error}"))
+            })?;
+        let recipe = self.defaults.overridden(&overrides).map_err(refuse_recipe)?;
+        recipe.validate().map_err(refuse_recipe)?;
+        Ok(recipe)
+    }
+
+    fn prepare(&self, reference: &str, dataset: &str) -> Result<EpochPolicy, PolicyError> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = prepared.get(reference) {
+            return Ok(known.clone());
+        }
+        let ResolvedPolicy { policy, id, version, reference } =
+            self.store.resolve(reference, dataset)?;
+        let ready = EpochPolicy {
+            prepared: Arc::new(PreparedPolicy::new(&policy)),
+            reference: reference.clone(),
+            id: id.0,
+            version,
+        };
+        if !crate::policy::is_path(&reference) {
+            if prepared.len() >= PREPARED_POLICIES_MAX {
+                prepared.clear();
+            }
+            prepared.insert(reference, ready.clone());
+        }
+        Ok(ready)
+    }
+}
+
+fn refuse_recipe(error: RecipeError) -> Refusal {
+    Refusal::new(ErrorCode::Invalid, with_suggestion(&error.to_string()))
+}
+
+fn refuse_policy(error: PolicyError) -> Refusal {
+    let code = match error {
+        PolicyError::NotFound { .. } => ErrorCode::NotFound,
+        PolicyError::Io { .. } | PolicyError::Damaged { .. } => ErrorCode::Data,
+        _ => ErrorCode::Invalid,
+    };
+    Refusal::new(code, error.to_string())
+        .with_hint("'fastaa-ctl policy list' shows the published policies")
+}
