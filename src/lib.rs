@@ -17,6 +17,8 @@ pub mod pipeline;
 
 pub mod transport;
 
+pub mod search;
+
 pub mod config;
 pub mod control;
 

@@ -1,1 +1,159 @@
-//! daemon
+//! The daemon: start-up, supervision, shutdown.
+//!
+//! Wires the parts and owns no logic of theirs. Start-up goes: configuration, lock, datasets,
+//! policy store, stream server, control socket, readiness; shutdown goes the other way.
+
+mod datasets;
+mod handler;
+mod logging;
+mod provider;
+mod runtime_dir;
+mod serve;
+mod token;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::{Config, ConfigError, default_state_dir};
+use crate::control::paths::{PathsError, RuntimePaths};
+use crate::policy::PolicyError;
+use crate::transport::server::ServerError;
+
+use datasets::OpenDatasetError;
+use runtime_dir::RuntimeDirError;
+
+/// Exit code for a configuration that cannot work, as in `sysexits.h`: restarting does not help.
+const EXIT_CONFIG: u8 = 78;
+
+/// Stream policy-augmented image batches to the training processes of this host.
+#[derive(Debug, Parser)]
+#[command(name = "fastaa-loaderd", version, max_term_width = 100)]
+struct Args {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration, print what is in effect, and exit
+    #[arg(long)]
+    check: bool,
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+enum DaemonError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Paths(#[from] PathsError),
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    #[error(transparent)]
+    Dataset(#[from] OpenDatasetError),
+    #[error("state_dir: {0}")]
+    State(#[from] PolicyError),
+    #[error("dataset '{name}': {path} does not exist")]
+    MissingDataset { name: String, path: PathBuf },
+    #[error("stream.defaults.policy: {0}")]
+    DefaultPolicy(#[source] PolicyError),
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    LogFilter(String),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("control socket {path}: {source}")]
+    Control { path: PathBuf, source: std::io::Error },
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    #[error("a thread of the daemon ended by itself; its log has the reason")]
+    ThreadDied,
+}
+
+impl DaemonError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::Dataset(_)
+            | Self::MissingDataset { .. }
+            | Self::DefaultPolicy(_)
+            | Self::LogFilter(_)
+            | Self::Paths(_) => EXIT_CONFIG,
+            _ => 1,
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::RuntimeDir(error) => error.hint(),
+            Self::Dataset(_) | Self::MissingDataset { .. } => {
+                "'fastaa-ctl dataset inspect PATH' shows what is there, 'fastaa-ctl dataset pack' \
+                 makes a dataset"
+            }
+            Self::Config(_) => "config/reference.toml has every key",
+            Self::DefaultPolicy(_) => "write policy = \"none\" to start without one",
+            _ => "",
+        }
+    }
+}
+
+/// Where the daemon's files are, once defaults are filled in.
+#[derive(Clone, Debug)]
+struct Places {
+    runtime: RuntimePaths,
+    state_dir: PathBuf,
+}
+
+/// Parses the arguments and runs the daemon until it is told to stop.
+///
+/// Exit codes: 0 stopped as told, 1 failed, 2 usage, 78 bad configuration.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = if args.check { check(&args.config) } else { run(&args.config) };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let mut stderr = std::io::stderr();
+    // Nobody may be reading; the exit code says it, too.
+    let _ = writeln!(stderr, "error: {error}");
+    if !error.hint().is_empty() {
+        let _ = writeln!(stderr, "hint: {}", error.hint());
+    }
+    ExitCode::from(error.exit_code())
+}
+
+fn run(path: &Path) -> Result<(), DaemonError> {
+    let config = Config::load(path)?;
+    let places = places(&config)?;
+    logging::start(&config.telemetry).map_err(DaemonError::LogFilter)?;
+    serve::serve(&config, &places)
+}
+
+/// Validates and prints the effective configuration; opens no dataset and no socket.
+fn check(path: &Path) -> Result<(), DaemonError> {
+    let mut config = Config::load(path)?;
+    let places = places(&config)?;
+    for dataset in &config.datasets {
+        let paths = dataset.splits().map(|(_, path)| path).chain(dataset.path.as_deref());
+        for path in paths {
+            if !path.exists() {
+                let (name, path) = (dataset.name.clone(), path.to_owned());
+                return Err(DaemonError::MissingDataset { name, path });
+            }
+        }
+    }
+    config.runtime_dir = Some(places.runtime.dir().to_owned());
+    config.state_dir = Some(places.state_dir);
+    config.workers.threads = config.workers.n_threads();
+    let mut stdout = std::io::stdout();
+    stdout.write_all(config.to_toml().as_bytes())?;
+    Ok(())
+}
+
+fn places(config: &Config) -> Result<Places, DaemonError> {
+    let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let runtime = RuntimePaths::from_environment(config.runtime_dir.as_deref())?;
+    let is_root = rustix::process::geteuid().is_root();
+    let default = || default_state_dir(|name| env(name).map(PathBuf::from), is_root);
+    let state_dir = config.state_dir.clone().unwrap_or_else(default);
+    Ok(Places { runtime, state_dir })
+}

@@ -1,0 +1,39 @@
+# fastaa-loaderd. Every target can be repeated; nothing is done twice.
+#
+#   make run     train a small CNN on Fashion-MNIST from the stream (sets everything up)
+#   make test    all checks and tests (sets everything up); last line: N passed, N failed
+#   make build   target/release/fastaa-loaderd and target/release/fastaa-ctl
+#   make setup   Debian packages, .venv with torch and the Python client
+#   make bench   throughput of the whole pipeline
+#   make clean   remove what was built (not .venv)
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(HOME)/.cargo/bin:$(PATH)
+# torch-sys builds against the torch in .venv, whose version it demands exactly.
+export LIBTORCH_USE_PYTORCH := 1
+
+.PHONY: help setup build run test bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@.ci/setup
+
+build: setup
+	cargo build --release --locked
+
+run: build
+	@clients/examples/run_demo
+
+test: setup
+	@tests/run_all
+
+bench: build
+	@python benches/pipeline.py
+
+clean:
+	cargo clean

@@ -1,0 +1,195 @@
+//! Answers requests on the control socket from what the parts tell.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::control::messages::{
+    ControlFailure, DaemonReport, DatasetReport, ExpectedDigestReport, FailureCode, Reply, Request,
+    StatusReport, StreamReport,
+};
+use crate::control::policies::{handle_policy, policy_reports};
+use crate::control::server::Handler;
+use crate::dataset::LabelKind;
+use crate::pipeline::order::EpochOrder;
+use crate::pipeline::plan::EpochPlan;
+use crate::pipeline::workers::WorkerCounters;
+use crate::policy::PolicyStore;
+use crate::transport::server::{ServerHandle, ServerReport, SessionReport};
+
+use super::datasets::{Datasets, OpenedSplit};
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub(super) struct DaemonFacts {
+    pub(super) started: Instant,
+    pub(super) runtime_dir: String,
+    pub(super) state_dir: String,
+    pub(super) n_threads: usize,
+    pub(super) tcp: Option<String>,
+}
+
+/// See the module.
+pub(super) struct DaemonHandler {
+    pub(super) facts: DaemonFacts,
+    pub(super) datasets: Datasets,
+    pub(super) store: Arc<PolicyStore>,
+    pub(super) server: ServerHandle,
+    pub(super) counters: Arc<WorkerCounters>,
+}
+
+impl Handler for DaemonHandler {
+    fn handle(&self, request: Request) -> Result<Reply, ControlFailure> {
+        match request {
+            Request::Status => self.status().map(Reply::Status),
+            Request::StreamList => Ok(Reply::Streams { streams: streams(self.report()?) }),
+            Request::DatasetList => Ok(Reply::Datasets { datasets: self.dataset_reports() }),
+            Request::ExpectedDigest { .. } => self.expected_digest(&request),
+            request => handle_policy(&self.store, &self.datasets.names(), request),
+        }
+    }
+}
+
+impl DaemonHandler {
+    fn report(&self) -> Result<ServerReport, ControlFailure> {
+        self.server.report().ok_or_else(|| {
+            ControlFailure::new(FailureCode::Internal, "the stream server has stopped")
+                .with_hint("the daemon's log has the reason")
+        })
+    }
+
+    fn status(&self) -> Result<StatusReport, ControlFailure> {
+        let report = self.report()?;
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = BTreeMap::from([
+            ("transport_bad_frames".to_owned(), report.n_bad_frames),
+            ("transport_stale_releases".to_owned(), report.n_stale_releases),
+            ("pipeline_samples".to_owned(), load(&self.counters.samples)),
+            ("pipeline_busy_ns".to_owned(), load(&self.counters.busy_ns)),
+            ("pipeline_panics".to_owned(), load(&self.counters.panics)),
+        ]);
+        Ok(StatusReport {
+            daemon: DaemonReport {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_seconds: self.facts.started.elapsed().as_secs_f64(),
+                runtime_dir: self.facts.runtime_dir.clone(),
+                state_dir: self.facts.state_dir.clone(),
+                torch: crate::search::backend(),
+                threads: u32::try_from(self.facts.n_threads).unwrap_or(u32::MAX),
+                http: None,
+                tcp: self.facts.tcp.clone(),
+            },
+            datasets: self.dataset_reports(),
+            streams: streams(report),
+            policies: policy_reports(&self.store, &self.datasets.names()),
+            counters,
+        })
+    }
+
+    fn dataset_reports(&self) -> Vec<DatasetReport> {
+        self.datasets.0.iter().map(dataset_report).collect()
+    }
+
+    fn expected_digest(&self, request: &Request) -> Result<Reply, ControlFailure> {
+        let Request::ExpectedDigest {
+            dataset,
+            split,
+            seed,
+            epoch,
+            batch_size,
+            world_size,
+            rank,
+            drop_last,
+            shuffle,
+            start_offset,
+        } = request
+        else {
+            return Err(ControlFailure::new(FailureCode::Internal, "not a digest request"));
+        };
+        let found = self.datasets.find(dataset, split).map_err(|refusal| {
+            ControlFailure::new(FailureCode::NotFound, refusal.message).with_hint(refusal.hint)
+        })?;
+        let n_samples = found.info().n_samples;
+        if *batch_size == 0 || rank >= world_size || *start_offset > n_samples {
+            let message = "batch_size must be above 0, rank below world_size, and start_offset \
+                           within the epoch";
+            return Err(ControlFailure::new(FailureCode::Invalid, message));
+        }
+        let plan = EpochPlan {
+            n_samples,
+            batch_size: *batch_size,
+            world_size: *world_size,
+            rank: *rank,
+            drop_last: *drop_last,
+            start_offset: *start_offset,
+        };
+        let order = EpochOrder::new(n_samples, *seed, *epoch, *shuffle);
+        let (mut digest, mut n_visited) = (0u64, 0);
+        for step in 0..plan.n_steps() {
+            let part = plan.step(step);
+            for position in part.first_position..part.first_position + u64::from(part.n_local) {
+                digest = digest.wrapping_add(crate::random::mix64(order.sample_at(position) + 1));
+                n_visited += 1;
+            }
+        }
+        Ok(Reply::ExpectedDigest(ExpectedDigestReport {
+            digest: format!("{digest:016x}"),
+            n_samples: n_visited,
+            n_steps: plan.n_steps(),
+        }))
+    }
+}
+
+fn dataset_report(opened: &OpenedSplit) -> DatasetReport {
+    let info = opened.data.info();
+    let (label_kind, n_classes) = match info.label_kind {
+        LabelKind::Class { n_classes } => ("class", n_classes),
+        LabelKind::Vector { len } => ("vector", len),
+    };
+    DatasetReport {
+        name: opened.dataset.clone(),
+        split: opened.split.clone(),
+        format: info.format.to_owned(),
+        n_samples: info.n_samples,
+        shape: [info.height as u64, info.width as u64, info.channels as u64],
+        label_kind: label_kind.to_owned(),
+        n_classes,
+        class_names: info.class_names.clone(),
+        fingerprint: info.fingerprint.0.clone(),
+        path: opened.path.display().to_string(),
+        mapped_bytes: info.mapped_bytes,
+    }
+}
+
+fn streams(report: ServerReport) -> Vec<StreamReport> {
+    report.sessions.into_iter().map(stream_report).collect()
+}
+
+fn stream_report(session: SessionReport) -> StreamReport {
+    StreamReport {
+        session: session.session,
+        dataset: session.dataset,
+        split: session.split,
+        client: session.client,
+        pid: session.pid.and_then(|pid| u32::try_from(pid).ok()),
+        uid: session.uid,
+        transport: if session.is_tcp { "tcp" } else { "local" }.to_owned(),
+        rank: session.rank,
+        world_size: session.world_size,
+        group: session.group,
+        batch_size: session.batch_size,
+        epoch: session.epoch,
+        step: session.step,
+        next_offset: session.next_offset,
+        batches_sent: session.batches_sent,
+        samples_sent: session.samples_sent,
+        leased_slots: session.n_leased,
+        free_slots: session.n_free,
+        n_slots: session.n_slots,
+        policy: session.policy,
+        policy_version: session.policy_version,
+        images_per_second: session.images_per_second,
+    }
+}

@@ -1,0 +1,172 @@
+//! Brings the parts up, watches over them, and takes them down.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::control::server::{ControlServer, ServerOptions};
+use crate::policy::{EpochPins, PolicyStore};
+use crate::transport::server::{ServerConfig, ServerHandle, StreamServer};
+
+use super::datasets::Datasets;
+use super::handler::{DaemonFacts, DaemonHandler};
+use super::provider::Provider;
+use super::runtime_dir::RuntimeLock;
+use super::{DaemonError, Places, token};
+
+/// How often the parts are looked at.
+const SUPERVISION_INTERVAL: Duration = Duration::from_secs(1);
+/// The control socket may be reached by the daemon's group; who of it is heard, `allowed_uids` says.
+const CONTROL_SOCKET_MODE: u32 = 0o660;
+
+/// Runs until SIGTERM or SIGINT, or until a part fails.
+pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError> {
+    let started = Instant::now();
+    // Sockets for the group, nothing for others; who of the group may subscribe is checked by uid.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    let lock = RuntimeLock::take(&places.runtime)?;
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::File { path, source }
+    };
+    std::fs::create_dir_all(&places.state_dir).map_err(at(&places.state_dir))?;
+    let store = Arc::new(PolicyStore::open(places.state_dir.join("policies"))?);
+    let pins = EpochPins::open(places.state_dir.join("pins"))?;
+    let datasets = Datasets::open(&config.datasets, &places.state_dir.join("cache"))?;
+    for name in datasets.names() {
+        let policy = &config.stream.defaults.policy;
+        store.resolve(policy, &name).map_err(DaemonError::DefaultPolicy)?;
+    }
+    let n_threads = config.workers.n_threads();
+    let provider = Arc::new(Provider {
+        datasets: datasets.clone(),
+        defaults: config.stream.defaults.clone(),
+        store: Arc::clone(&store),
+        pins,
+        prepared: Mutex::default(),
+    });
+    let tcp_token = match config.transport.tcp {
+        None => String::new(),
+        Some(_) => {
+            let path = token_path(config, places);
+            token::read_or_make(&path).map_err(at(&path))?
+        }
+    };
+    let server = StreamServer::start(ServerConfig {
+        hello_path: &places.runtime.hello_socket(),
+        data_path: &places.runtime.data_socket(),
+        tcp: config.transport.tcp.as_deref(),
+        tcp_token,
+        allowed_uids: config.allowed_uids.clone(),
+        n_threads,
+        provider,
+    })?;
+    let facts = DaemonFacts {
+        started,
+        runtime_dir: places.runtime.dir().display().to_string(),
+        state_dir: places.state_dir.display().to_string(),
+        n_threads,
+        tcp: server.tcp_endpoint().map(str::to_owned),
+    };
+    let counters = server.worker_counters();
+    let handler =
+        DaemonHandler { facts, datasets, store, server: server.handle(), counters };
+    warn_of_what_is_missing(config);
+    let ended = supervise(config, places, &server, handler);
+    notify(&[sd_notify::NotifyState::Stopping]);
+    let joined = server.join();
+    drop(lock);
+    ended?;
+    if !joined {
+        return Err(DaemonError::ThreadDied);
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn token_path(config: &Config, places: &Places) -> PathBuf {
+    let default = || places.state_dir.join("tcp-token");
+    config.transport.token_file.clone().unwrap_or_else(default)
+}
+
+fn warn_of_what_is_missing(config: &Config) {
+    if config.search.enabled {
+        warn!("search.enabled: this version streams and stores policies, but does not search yet");
+    }
+    if config.telemetry.http.is_some() {
+        warn!("telemetry.http: this version has no HTTP server; 'fastaa-ctl status' has counters");
+    }
+}
+
+/// The control plane: control socket, signals, watchdog. Ends when the daemon is to stop.
+fn supervise(
+    config: &Config,
+    places: &Places,
+    server: &StreamServer,
+    handler: DaemonHandler,
+) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Before readiness: whoever stops the daemon at once is heard, too.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let path = places.runtime.control_socket();
+        let options = ServerOptions {
+            mode: CONTROL_SOCKET_MODE,
+            allowed_uids: config.allowed_uids.clone(),
+            ..ServerOptions::default()
+        };
+        let control = ControlServer::bind(&path, options)
+            .map_err(|source| DaemonError::Control { path: path.clone(), source })?;
+        let (stop, stopped) = watch::channel(false);
+        let mut control = tokio::spawn(control.run(Arc::new(handler), stopped));
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            runtime_dir = %places.runtime.dir().display(),
+            tcp = server.tcp_endpoint(),
+            "ready"
+        );
+        notify(&[sd_notify::NotifyState::Ready]);
+        let mut interval = tokio::time::interval(SUPERVISION_INTERVAL);
+        let ended = loop {
+            tokio::select! {
+                _ = terminate.recv() => { info!("SIGTERM: draining"); break Ok(()); }
+                _ = interrupt.recv() => { info!("SIGINT: draining"); break Ok(()); }
+                result = &mut control => {
+                    error!(?result, "the control socket failed");
+                    break Err(DaemonError::ThreadDied);
+                }
+                _ = interval.tick() => {
+                    if server.has_ended() {
+                        break Err(DaemonError::ThreadDied);
+                    }
+                    feed_watchdog(server.handle()).await;
+                }
+            }
+        };
+        // Fails only if the control server has ended, which is what is asked for.
+        let _ = stop.send(true);
+        if !control.is_finished() {
+            let _ = control.await;
+        }
+        ended
+    })
+}
+
+/// Tells systemd that the stream server still answers; silence makes it restart the daemon.
+async fn feed_watchdog(server: ServerHandle) {
+    let answered = tokio::task::spawn_blocking(move || server.report().is_some()).await;
+    if matches!(answered, Ok(true)) {
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(state);
+}
