@@ -94,7 +94,8 @@ impl ArrowSplit {
             return Err(DatasetError::ArrowSchema { path, what: "it has dictionaries".to_owned() });
         }
         let blocks = footer.recordBatches().into_iter().flatten();
-        let blocks = blocks.map(|block| (block.offset(), block.metaDataLength(), block.bodyLength()));
+        let blocks =
+            blocks.map(|block| (block.offset(), block.metaDataLength(), block.bodyLength()));
         let batches = read_batches(&map, blocks, footer_range.start, &meta)?;
         map.expect_samples_of(meta.image_bytes());
         let [height, width, channels] = meta.shape;

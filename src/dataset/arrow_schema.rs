@@ -263,7 +263,9 @@ impl<'a> Metadata<'a> {
 /// Checks that there is a name for each class, or none at all.
 pub(super) fn check_class_names(label_kind: LabelKind, names: &[String]) -> Result<(), String> {
     match label_kind {
-        LabelKind::Class { n_classes } if !names.is_empty() && names.len() != n_classes as usize => {
+        LabelKind::Class { n_classes }
+            if !names.is_empty() && names.len() != n_classes as usize =>
+        {
             Err(format!("{} class names for {n_classes} classes", names.len()))
         }
         LabelKind::Vector { len } if !names.is_empty() && names.len() != len as usize => {
@@ -285,6 +287,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use arrow_ipc::convert::IpcSchemaEncoder;
+    use arrow_ipc::writer::DictionaryTracker;
 
     fn meta() -> PackedMeta {
         PackedMeta {
@@ -299,7 +302,9 @@ mod tests {
     }
 
     fn read(schema: &Schema) -> Result<PackedMeta, String> {
-        let encoded = IpcSchemaEncoder::new().schema_to_fb(schema);
+        let mut tracker = DictionaryTracker::new(true);
+        let encoder = IpcSchemaEncoder::new().with_dictionary_tracker(&mut tracker);
+        let encoded = { encoder }.schema_to_fb(schema);
         let schema = ipc::root_as_schema(encoded.finished_data()).unwrap();
         PackedMeta::from_schema(schema, "f.arrow").map_err(|error| error.to_string())
     }
@@ -319,7 +324,7 @@ mod tests {
         let check = |key: &str, value: Option<&str>, expected: &str| {
             let schema = meta().to_schema("f").unwrap();
             let mut metadata: HashMap<String, String> =
-                schema.metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+                schema.metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
             metadata.remove(key);
             metadata.extend(value.map(|value| (key.to_owned(), value.to_owned())));
             let text = read(&schema.with_metadata(metadata)).unwrap_err();
@@ -356,7 +361,9 @@ mod tests {
         check(&|fields| fields.truncate(2), "its columns are 'image, label'");
         check(&|fields| fields.swap(0, 1), "its columns are 'label, image, checksum'");
         let set = |at: usize, kind: DataType| {
-            move |fields: &mut Vec<Field>| fields[at] = fields[at].clone().with_data_type(kind.clone())
+            move |fields: &mut Vec<Field>| {
+                fields[at] = fields[at].clone().with_data_type(kind.clone());
+            }
         };
         check(&set(0, DataType::Binary), "'image' is not FixedSizeBinary");
         check(&set(1, DataType::Int32), "'label' is neither");

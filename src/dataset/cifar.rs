@@ -279,9 +279,10 @@ fn read_names(path: &Path) -> Result<Vec<String>, DatasetError> {
     let file = fs::File::open(path).map_err(|cause| DatasetError::io(path, cause))?;
     let mut text = String::new();
     let limit = limits::CLASS_NAMES_BYTES_MAX;
-    let len = file.take(limit + 1).read_to_string(&mut text).map_err(|cause| {
-        fail(format!("class names cannot be read: {cause}"))
-    })?;
+    let len = file
+        .take(limit + 1)
+        .read_to_string(&mut text)
+        .map_err(|cause| fail(format!("class names cannot be read: {cause}")))?;
     if len as u64 > limit {
         return Err(fail(format!("more than {limit} bytes of class names")));
     }

@@ -103,7 +103,9 @@ pub enum DatasetError {
         n_labels: u64,
     },
     /// The partner file with the labels is missing.
-    #[error("{path}: its labels file is missing; looked for {looked_for}; put it beside the images")]
+    #[error(
+        "{path}: its labels file is missing; looked for {looked_for}; put it beside the images"
+    )]
     NoLabels {
         /// The images file.
         path: String,
@@ -183,9 +185,12 @@ pub enum DatasetError {
         path: String,
     },
     /// Another process writes to the same folder.
-    #[error("{path}: another pack is writing to this folder; wait until it ends")]
+    #[error(
+        "{path}: another pack is writing here; wait until it ends (a leftover of one that was \
+         killed may be deleted)"
+    )]
     Busy {
-        /// The folder.
+        /// The folder, or the temp file in it.
         path: String,
     },
     /// The source changed while it was read.

@@ -39,7 +39,7 @@ pub(super) struct Header {
     pub(super) n: u64,
     /// `[height, width, channels]`; ones for labels.
     shape: [usize; 3],
-    header_bytes: usize,
+    head_bytes: usize,
     /// What follows the header per sample, in bytes.
     item_bytes: usize,
     /// The whole file, in bytes.
@@ -55,8 +55,8 @@ impl Header {
     pub(super) fn parse(bytes: &[u8], kind: Kind, name: &str) -> Result<Self, DatasetError> {
         let magic = bytes.first_chunk::<4>().ok_or_else(|| too_short(bytes.len(), name))?;
         let n_dims = check_magic(*magic, kind, name)?;
-        let header_bytes = 4 + 4 * n_dims;
-        let dims = bytes.get(4..header_bytes).ok_or_else(|| too_short(bytes.len(), name))?;
+        let head_bytes = 4 + 4 * n_dims;
+        let dims = bytes.get(4..head_bytes).ok_or_else(|| too_short(bytes.len(), name))?;
         let mut dims = dims
             .chunks_exact(4)
             .map(|dim| dim.iter().fold(0_u32, |value, byte| value << 8 | u32::from(*byte)));
@@ -73,8 +73,8 @@ impl Header {
         }
         // At most 16384² · 3 after the check above, so neither product can overflow.
         let item_bytes = shape.iter().product::<usize>();
-        let file_bytes = header_bytes as u64 + n * item_bytes as u64;
-        Ok(Self { n, shape, header_bytes, item_bytes, file_bytes })
+        let file_bytes = head_bytes as u64 + n * item_bytes as u64;
+        Ok(Self { n, shape, head_bytes, item_bytes, file_bytes })
     }
 }
 
@@ -166,7 +166,7 @@ impl IdxSplit {
                 n_labels: labels_header.n,
             });
         }
-        let label_bytes = labels.bytes().get(labels_header.header_bytes..).unwrap_or_default();
+        let label_bytes = labels.bytes().get(labels_header.head_bytes..).unwrap_or_default();
         let n_classes = label_bytes.iter().max().map_or(1, |label| u32::from(*label) + 1);
         let [height, width, channels] = images_header.shape;
         let info = SplitInfo {
@@ -195,9 +195,9 @@ impl Split for IdxSplit {
         #[allow(clippy::cast_possible_truncation, reason = "below the length of a map")]
         let idx = sample_idx as usize;
         let header = &self.images_header;
-        let start = header.header_bytes + idx * header.item_bytes;
+        let start = header.head_bytes + idx * header.item_bytes;
         let pixels = &self.images.bytes()[start..start + header.item_bytes];
-        let label = self.labels.bytes()[self.labels_header.header_bytes + idx];
+        let label = self.labels.bytes()[self.labels_header.head_bytes + idx];
         let [height, width, channels] = header.shape;
         let label = Label::Class(i64::from(label));
         Ok(Sample { width, height, channels, pixels: Pixels::Hwc(pixels), label })

@@ -158,8 +158,10 @@ fn locate_file(path: &Path) -> Result<Found, DatasetError> {
 
 /// What a file's first bytes look like, in words.
 fn describe(first: &[u8]) -> String {
-    let known: [(&[u8], &str); 7] = [
-        (b"", "it is empty"),
+    if first.is_empty() {
+        return "it is empty".to_owned();
+    }
+    let known: [(&[u8], &str); 6] = [
         (&[0xff; 4], "it looks like an Arrow stream; write the Arrow *file* format"),
         (b"\x89PNG", "it is a PNG image"),
         (&[0xff, 0xd8], "it is a JPEG image"),
@@ -167,18 +169,11 @@ fn describe(first: &[u8]) -> String {
         (b"PAR1", "it is a Parquet file"),
         (b"\x80", "it looks like a Python pickle; get the binary version of the set"),
     ];
-    let found = known.iter().find(|(magic, _)| match magic.is_empty() {
-        true => first.is_empty(),
-        false => first.starts_with(magic),
-    });
-    match found {
-        Some((_, text)) => (*text).to_owned(),
-        None => {
-            let bytes: Vec<String> =
-                first.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            format!("its first bytes are {}", bytes.join(" "))
-        }
+    if let Some((_, text)) = known.iter().find(|(magic, _)| first.starts_with(magic)) {
+        return (*text).to_owned();
     }
+    let bytes: Vec<String> = first.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("its first bytes are {}", bytes.join(" "))
 }
 
 fn no_split(folder: &Path, split: &str) -> DatasetError {

@@ -13,13 +13,13 @@ use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::arrow_schema::{ArrowError, Schema};
 use arrow_array::{
     ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int64Array, RecordBatch,
     UInt32Array,
 };
 use arrow_buffer::Buffer;
 use arrow_ipc::writer::FileWriter;
-use ::arrow_schema::{ArrowError, Schema};
 
 use super::arrow_schema::{self, PackedMeta};
 use super::digest::{self, ContentHasher};
@@ -105,7 +105,7 @@ pub fn pack(
         let dest = dest_dir.join(format!("{split}.arrow"));
         refuse_existing(&dest, options.force)?;
         let header = Header { split, source: source.display().to_string(), n_classes };
-        written.push(write_temp(samples.as_ref(), &header, dest, progress)?);
+        written.push(write_temp(&folder, samples.as_ref(), &header, dest, progress)?);
     }
     let packed = written.into_iter().map(Temp::publish).collect::<Result<Vec<_>, _>>()?;
     folder.sync()?;
@@ -128,7 +128,7 @@ pub fn write_split(
     let folder = DestFolder::prepare(dest.parent().unwrap_or(Path::new("")))?;
     refuse_existing(dest, force)?;
     let header = Header { split, source: source.to_owned(), n_classes: None };
-    let packed = write_temp(samples, &header, dest.to_owned(), progress)?.publish()?;
+    let packed = write_temp(&folder, samples, &header, dest.to_owned(), progress)?.publish()?;
     folder.sync()?;
     Ok(packed)
 }
@@ -180,6 +180,7 @@ fn refuse_existing(dest: &Path, force: bool) -> Result<(), DatasetError> {
 struct DestFolder {
     path: PathBuf,
     handle: File,
+    is_locked: bool,
     /// Folders that were made, outermost first.
     made: Vec<PathBuf>,
 }
@@ -194,16 +195,28 @@ impl DestFolder {
         made.reverse();
         fs::create_dir_all(path).map_err(fail)?;
         let handle = File::open(path).map_err(fail)?;
-        match handle.try_lock() {
-            Ok(()) => {}
+        let is_locked = match handle.try_lock() {
+            Ok(()) => true,
             Err(TryLockError::WouldBlock) => {
                 return Err(DatasetError::Busy { path: path.display().to_string() });
             }
-            // File systems without locks on folders (some network ones): temp files are still
-            // created anew or not at all, so two packs cannot mix their output.
-            Err(TryLockError::Error(_)) => {}
+            // Some network file systems have no locks on folders.
+            Err(TryLockError::Error(_)) => false,
+        };
+        Ok(Self { path: path.to_owned(), handle, is_locked, made })
+    }
+
+    /// Creates the temp file at `path`, which must not belong to another pack.
+    fn create(&self, path: &Path) -> Result<File, DatasetError> {
+        if self.is_locked {
+            // Left by a pack that was killed: the lock says that nobody is writing it.
+            let _ = fs::remove_file(path);
         }
-        Ok(Self { path: path.to_owned(), handle, made })
+        let file = File::options().write(true).create_new(true).open(path);
+        file.map_err(|cause| match cause.kind() {
+            io::ErrorKind::AlreadyExists => DatasetError::Busy { path: path.display().to_string() },
+            _ => DatasetError::write(path, cause),
+        })
     }
 
     /// Makes the renames in it durable, and keeps the folder.
@@ -249,6 +262,7 @@ impl Drop for Temp {
 
 /// Writes a split's temp file, and makes sure that it is on the disk.
 fn write_temp(
+    folder: &DestFolder,
     samples: &dyn Split,
     header: &Header<'_>,
     dest: PathBuf,
@@ -256,15 +270,17 @@ fn write_temp(
 ) -> Result<Temp, DatasetError> {
     let name = dest.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let path = dest.with_file_name(format!(".{name}.tmp"));
-    // Left by a pack that was killed: the folder's lock says that nobody is writing it.
-    let _ = fs::remove_file(&path);
-    let file = File::options().write(true).create_new(true).open(&path);
-    let file = file.map_err(|cause| DatasetError::write(&dest, cause))?;
+    let file = folder.create(&path)?;
     let info = samples.info();
     let n_samples = info.n_samples;
     let fingerprint = info.fingerprint.clone();
-    let packed =
-        PackedSplit { split: header.split.to_owned(), path: dest, n_samples, file_bytes: 0, fingerprint };
+    let packed = PackedSplit {
+        split: header.split.to_owned(),
+        path: dest,
+        n_samples,
+        file_bytes: 0,
+        fingerprint,
+    };
     let mut temp = Temp { path, packed };
 
     let mut report = |done: u64| {
