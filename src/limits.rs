@@ -91,3 +91,15 @@ pub const PINNED_RUNS_MAX: usize = 4096;
 
 /// Most policies that are held ready to be applied.
 pub const PREPARED_POLICIES_MAX: usize = 256;
+
+/// Most classes of a split: counts come from files, and tables are made of them.
+pub const CLASSES_MAX: u32 = 1 << 20;
+
+/// Largest file of class names, in bytes.
+pub const CLASS_NAMES_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Largest footer of a packed file, in bytes (24 per record batch of 32 MiB, and the metadata).
+pub const ARROW_FOOTER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Longest part of a wrong value that an error message quotes, in characters.
+pub const QUOTE_CHARS_MAX: usize = 80;

@@ -1,14 +1,429 @@
-//! `fastaa-ctl dataset`.
+//! `fastaa-ctl dataset`: pack, inspect and verify need no daemon; list asks it.
 
-use super::{Context, CtlError};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{Context, CtlError, output};
+use crate::dataset::{
+    self, DatasetError, FingerprintCheck, Label, LabelKind, PackOptions, Progress, Split,
+    SplitInfo, VerifyReport,
+};
 
 /// Subcommands of `dataset`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DatasetCommand {
-    /// List
+    /// List the datasets that the daemon serves
     List,
+    /// Convert a dataset to packed Arrow files, one a split, with checksums
+    Pack(PackArgs),
+    /// Show what a dataset holds: format, shape, labels, fingerprint
+    Inspect(InspectArgs),
+    /// Compare every sample with its stored checksum; exit 1 if one is bad
+    Verify(VerifyArgs),
 }
 
-pub(crate) fn run(_context: &Context, _command: DatasetCommand) -> Result<(), CtlError> {
-    Err(CtlError::failed("not there yet"))
+/// Arguments of `dataset pack`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PackArgs {
+    /// A folder of IDX or CIFAR files (may be .gz), or one such file
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The folder to write SPLIT.arrow files to; made if it is missing
+    #[arg(value_name = "DEST")]
+    dest: PathBuf,
+    /// Pack only this split; may be given several times [default: all splits]
+    #[arg(long = "split", value_name = "NAME")]
+    splits: Vec<String>,
+    /// Replace files that are there already
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Arguments of `dataset inspect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    what: WhatArgs,
+}
+
+/// Arguments of `dataset verify`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    what: WhatArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct WhatArgs {
+    /// A folder, or the file of one split
+    path: PathBuf,
+    /// Only this split; may be given several times [default: all splits]
+    #[arg(long = "split", value_name = "NAME")]
+    splits: Vec<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct CacheArgs {
+    /// Where .gz files are unpacked to [default: fastaa in $XDG_CACHE_HOME, else in ~/.cache]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    fn dir(&self) -> PathBuf {
+        let absolute = |name: &str| {
+            std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+        };
+        let default = || {
+            absolute("XDG_CACHE_HOME")
+                .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+                .unwrap_or_else(std::env::temp_dir)
+                .join("fastaa")
+        };
+        self.cache_dir.clone().unwrap_or_else(default)
+    }
+}
+
+impl From<DatasetError> for CtlError {
+    fn from(error: DatasetError) -> Self {
+        // The message itself ends with what to do.
+        Self::failed(error.to_string())
+    }
+}
+
+pub(crate) fn run(context: &Context, command: DatasetCommand) -> Result<(), CtlError> {
+    match command {
+        DatasetCommand::List => list(context),
+        DatasetCommand::Pack(args) => pack(context, &args),
+        DatasetCommand::Inspect(args) => inspect(context, &args.what),
+        DatasetCommand::Verify(args) => verify(context, &args.what),
+    }
+}
+
+/// Asks the daemon which datasets it serves.
+fn list(_context: &Context) -> Result<(), CtlError> {
+    Err(CtlError::NoDaemon {
+        message: "the list of datasets comes from the daemon, and none was asked".to_owned(),
+        hint: "to look at files without a daemon, use `fastaa-ctl dataset inspect PATH`".to_owned(),
+    })
+}
+
+fn pack(context: &Context, args: &PackArgs) -> Result<(), CtlError> {
+    let options =
+        PackOptions { splits: args.splits.clone(), force: args.force, cache_dir: args.cache.dir() };
+    survive_file_size_limit()?;
+    let mut bars = Bars::default();
+    let packed =
+        dataset::pack(&args.source, &args.dest, &options, &mut |progress| bars.show(progress))?;
+    let times = bars.finish();
+    for split in &packed {
+        let time = times.get(&split.split).copied().unwrap_or_default();
+        let rate = Rate { n_samples: split.n_samples, bytes: split.file_bytes, time };
+        output::note(&format!("packed {}: {rate}", split.path.display()));
+    }
+    if !context.json {
+        return Ok(());
+    }
+    let splits: Vec<Value> = packed
+        .iter()
+        .map(|split| {
+            json!({
+                "split": split.split,
+                "path": split.path.display().to_string(),
+                "n_samples": split.n_samples,
+                "file_bytes": split.file_bytes,
+                "fingerprint": split.fingerprint.0,
+            })
+        })
+        .collect();
+    output::print_json(&json!({ "splits": splits }))
+}
+
+/// A write beyond `ulimit -f` sends SIGXFSZ, which kills without a word. With a handler, the write
+/// fails instead, and the error names file and cause.
+fn survive_file_size_limit() -> Result<(), CtlError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |cause| CtlError::failed(format!("cannot set a signal handler: {cause}"));
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let _context = runtime.enter();
+    // tokio's handlers stay for the life of the process, when the stream and the runtime are gone.
+    let kind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    drop(signal(kind).map_err(failed)?);
+    Ok(())
+}
+
+fn inspect(context: &Context, what: &WhatArgs) -> Result<(), CtlError> {
+    survive_file_size_limit()?;
+    let mut values = Vec::new();
+    let mut texts = Vec::new();
+    for split in splits_of(what)? {
+        let samples = dataset::open_split(&what.path, &split, &what.cache.dir())?;
+        let counts = count_classes(samples.as_ref())?;
+        if context.json {
+            values.push(split_json(&split, samples.info(), &counts));
+        } else {
+            texts.push(split_text(&split, samples.info(), &counts));
+        }
+    }
+    if context.json {
+        let path = what.path.display().to_string();
+        return output::print_json(&json!({ "path": path, "splits": values }));
+    }
+    output::print(&texts.join("\n"))
+}
+
+fn splits_of(what: &WhatArgs) -> Result<Vec<String>, CtlError> {
+    if what.splits.is_empty() {
+        return Ok(dataset::list_splits(&what.path)?);
+    }
+    Ok(what.splits.clone())
+}
+
+/// Samples per class; empty if labels are vectors.
+fn count_classes(samples: &dyn Split) -> Result<BTreeMap<i64, u64>, CtlError> {
+    let mut counts = BTreeMap::new();
+    if let LabelKind::Class { .. } = samples.info().label_kind {
+        for sample_idx in 0..samples.info().n_samples {
+            if let Label::Class(class) = samples.sample(sample_idx)?.label {
+                *counts.entry(class).or_default() += 1;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn split_json(split: &str, info: &SplitInfo, counts: &BTreeMap<i64, u64>) -> Value {
+    let label = match info.label_kind {
+        LabelKind::Class { n_classes } => {
+            let all = 0..i64::from(n_classes);
+            let counts: Vec<u64> =
+                all.map(|class| counts.get(&class).copied().unwrap_or_default()).collect();
+            json!({ "kind": "class", "n_classes": n_classes, "counts": counts })
+        }
+        LabelKind::Vector { len } => json!({ "kind": "vector", "len": len }),
+    };
+    json!({
+        "split": split,
+        "format": info.format,
+        "n_samples": info.n_samples,
+        "width": info.width,
+        "height": info.height,
+        "channels": info.channels,
+        "label": label,
+        "class_names": info.class_names,
+        "fingerprint": info.fingerprint.0,
+        "mapped_bytes": info.mapped_bytes,
+    })
+}
+
+fn split_text(split: &str, info: &SplitInfo, counts: &BTreeMap<i64, u64>) -> String {
+    let SplitInfo { n_samples, width, height, channels, .. } = info;
+    let labels = match info.label_kind {
+        LabelKind::Class { n_classes } => format!("{n_classes} classes"),
+        LabelKind::Vector { len } => format!("vectors of {len} f32"),
+    };
+    let mut lines = vec![
+        split.to_owned(),
+        format!("  format       {}", info.format),
+        format!("  samples      {n_samples}"),
+        format!("  shape        {height} × {width} × {channels} (height, width, channels)"),
+        format!("  labels       {labels}"),
+        format!("  fingerprint  {}", info.fingerprint),
+        format!("  mapped       {} bytes ({})", info.mapped_bytes, HumanBytes(info.mapped_bytes)),
+    ];
+    let class_width = counts.keys().last().map_or(1, |class| class.to_string().len());
+    for (class, count) in counts {
+        let name = usize::try_from(*class).ok().and_then(|class| info.class_names.get(class));
+        // Names come from files: what is no text must not reach the terminal.
+        let name: String = name.map_or_else(String::new, |name| {
+            let shown = name.chars().filter(|letter| !letter.is_control());
+            format!("  {}", shown.collect::<String>())
+        });
+        lines.push(format!("  class {class:>class_width$}  {count:>9}{name}"));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn verify(context: &Context, what: &WhatArgs) -> Result<(), CtlError> {
+    survive_file_size_limit()?;
+    let mut bars = Bars::default();
+    let mut values = Vec::new();
+    let mut n_bad_splits = 0;
+    for split in splits_of(what)? {
+        let show = &mut |progress: Progress<'_>| bars.show(progress);
+        let report = dataset::verify_split(&what.path, &split, &what.cache.dir(), show)?;
+        let time = bars.finish_split();
+        let n_samples = report.info.n_samples;
+        let rate = Rate { n_samples, bytes: report.info.mapped_bytes, time };
+        output::note(&format!("read {split}: {rate}"));
+        n_bad_splits += usize::from(!report.is_good());
+        if context.json {
+            values.push(report_json(&split, &report));
+        } else {
+            output::print(&report_text(&split, &report))?;
+        }
+    }
+    if context.json {
+        let path = what.path.display().to_string();
+        output::print_json(&json!({ "path": path, "good": n_bad_splits == 0, "splits": values }))?;
+    }
+    if n_bad_splits == 0 {
+        return Ok(());
+    }
+    Err(CtlError::Failed {
+        message: format!("{}: {n_bad_splits} damaged split(s)", what.path.display()),
+        hint: "copy the file again from where it is whole, or pack it anew".to_owned(),
+    })
+}
+
+fn report_json(split: &str, report: &VerifyReport) -> Value {
+    let first_bad: Vec<Value> = report
+        .first_bad
+        .iter()
+        .map(|bad| json!({ "sample": bad.sample_idx, "reason": bad.reason }))
+        .collect();
+    let (fingerprint, computed) = match &report.fingerprint {
+        FingerprintCheck::Matches => ("matches", None),
+        FingerprintCheck::Differs { computed } => ("differs", Some(computed.0.as_str())),
+        FingerprintCheck::NotCompared => ("not compared", None),
+    };
+    json!({
+        "split": split,
+        "good": report.is_good(),
+        "n_samples": report.info.n_samples,
+        "checksums": report.has_checksums,
+        "n_bad": report.n_bad,
+        "first_bad": first_bad,
+        "fingerprint": fingerprint,
+        "fingerprint_stored": report.info.fingerprint.0,
+        "fingerprint_computed": computed,
+    })
+}
+
+fn report_text(split: &str, report: &VerifyReport) -> String {
+    let n_samples = report.info.n_samples;
+    let mut lines = Vec::new();
+    lines.push(match (report.n_bad, report.has_checksums) {
+        (0, true) => format!("{split}: {n_samples} samples, all checksums right"),
+        (0, false) => format!(
+            "{split}: {n_samples} samples, structure and labels right ({} files hold no \
+             checksums; packed ones do)",
+            report.info.format
+        ),
+        (n_bad, _) => format!("{split}: {n_bad} of {n_samples} samples are bad"),
+    });
+    for bad in &report.first_bad {
+        lines.push(format!("  sample {}: {}", bad.sample_idx, bad.reason));
+    }
+    let n_more = report.n_bad.saturating_sub(report.first_bad.len() as u64);
+    if n_more > 0 {
+        lines.push(format!("  and {n_more} more"));
+    }
+    if let FingerprintCheck::Differs { computed } = &report.fingerprint {
+        let stored = &report.info.fingerprint;
+        lines.push(format!("  fingerprint: {stored} is stored, but the content gives {computed}"));
+    }
+    lines.join("\n")
+}
+
+/// Progress bars on stderr, one split after the other; nothing where stderr is no terminal.
+#[derive(Debug, Default)]
+struct Bars {
+    current: Option<(String, ProgressBar, Instant)>,
+    times: BTreeMap<String, Duration>,
+}
+
+impl Bars {
+    fn show(&mut self, progress: Progress<'_>) {
+        if self.current.as_ref().is_none_or(|(split, ..)| split != progress.split) {
+            self.finish_split();
+            let bar =
+                ProgressBar::with_draw_target(Some(progress.total), ProgressDrawTarget::stderr());
+            let style =
+                ProgressStyle::with_template("{msg:>8} [{bar:40}] {percent:>3} %, {eta} left");
+            if let Ok(style) = style {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_message(progress.split.to_owned());
+            self.current = Some((progress.split.to_owned(), bar, Instant::now()));
+        }
+        if let Some((_, bar, _)) = &self.current {
+            bar.set_position(progress.done);
+        }
+    }
+
+    /// Removes the bar; gives the time since its split's first sample.
+    fn finish_split(&mut self) -> Duration {
+        let Some((split, bar, start)) = self.current.take() else { return Duration::ZERO };
+        bar.finish_and_clear();
+        let time = start.elapsed();
+        self.times.insert(split, time);
+        time
+    }
+
+    fn finish(mut self) -> BTreeMap<String, Duration> {
+        self.finish_split();
+        self.times
+    }
+}
+
+/// How much was done in how long.
+#[derive(Debug)]
+struct Rate {
+    n_samples: u64,
+    bytes: u64,
+    time: Duration,
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A clock's tick at least: small sets take no measurable time.
+        let seconds = self.time.as_secs_f64().max(1e-6);
+        let megabytes = self.bytes as f64 / 1e6;
+        write!(
+            f,
+            "{} samples, {megabytes:.1} MB in {seconds:.2} s ({:.0} samples/s, {:.0} MB/s)",
+            self.n_samples,
+            self.n_samples as f64 / seconds,
+            megabytes / seconds
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_in_class_names_are_not_printed() {
+        let info = SplitInfo {
+            format: "arrow",
+            n_samples: 1,
+            width: 1,
+            height: 1,
+            channels: 1,
+            label_kind: LabelKind::Class { n_classes: 1 },
+            class_names: vec!["cat\x1b[31m\n".to_owned()],
+            fingerprint: crate::dataset::Fingerprint("0".to_owned()),
+            mapped_bytes: 1,
+        };
+        let text = split_text("train", &info, &BTreeMap::from([(0, 1)]));
+        assert!(text.contains("  class 0          1  cat[31m\n"), "{text}");
+    }
+
+    #[test]
+    fn the_cache_folder_that_is_given_is_used() {
+        let dir = PathBuf::from("somewhere");
+        assert_eq!(CacheArgs { cache_dir: Some(dir.clone()) }.dir(), dir);
+    }
 }
