@@ -37,13 +37,9 @@ impl PreparedPolicy {
     pub fn augment(&self, image: &mut Image, scratch: &mut Scratch, rng: &mut SampleRng) {
         let mut drawn = std::mem::take(&mut scratch.drawn);
         self.draw_into(rng, &mut drawn);
-        for drawn in &drawn {
-            let (x, y) = drawn.cutout_centre;
-            // The published code draws from (1, width], by a slip in a call to numpy; here every
-            // position is possible.
-            let centre = (x * image.width as f64, y * image.height as f64);
-            let DrawnOp { op, lambda, negative, .. } = *drawn;
-            apply_op(image, scratch, op, self.ops_profile(), lambda, negative, centre);
+        for op in &drawn {
+            let action = op.action(self.ops_profile(), image.width, image.height);
+            apply_action(image, scratch, &action);
         }
         scratch.drawn = drawn;
     }

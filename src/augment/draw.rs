@@ -17,6 +17,7 @@
 //!
 //! Slots beyond a shorter sub-policy's end use their words for nothing.
 
+use super::resolve::{Action, resolve};
 use crate::policy::{Magnitude, Op, OpStep, OpsProfile, Policy, PolicyId, SubPolicy};
 use crate::random::SampleRng;
 
@@ -50,6 +51,17 @@ pub struct DrawnOp {
     pub negative: bool,
     /// Centre of a Cutout, as fractions of width and height, in [0, 1).
     pub cutout_centre: (f64, f64),
+}
+
+impl DrawnOp {
+    /// What this operation does to an image of `width` × `height` pixels.
+    ///
+    /// Cutout's centre can be anywhere in the image. (The published code draws it from
+    /// (1, width], by a slip in a call to numpy.)
+    pub fn action(&self, profile: OpsProfile, width: usize, height: usize) -> Action {
+        let centre = (self.cutout_centre.0 * width as f64, self.cutout_centre.1 * height as f64);
+        resolve(self.op, profile, self.lambda, self.negative, (width, height), centre)
+    }
 }
 
 impl PreparedPolicy {

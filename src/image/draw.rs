@@ -44,7 +44,7 @@ mod tests {
         let filled = |x0, y0, x1, y1, channels: usize| {
             let mut image = Image::black(4, 3, channels);
             fill_box(&mut image, PixelBox { x0, y0, x1, y1 }, [9, 9, 9]);
-            image.data.iter().filter(|&&v| v == 9).count() / channels
+            image.data.iter().map(|&value| usize::from(value / 9)).sum::<usize>() / channels
         };
         for channels in [1, 3] {
             assert_eq!(filled(1, 1, 3, 2, channels), 2);

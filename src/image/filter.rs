@@ -20,26 +20,31 @@ pub fn sharpness(src: &Image, factor: f32, dst: &mut Image) {
     if src.width < 3 || src.height < 3 {
         return;
     }
-    let channels = src.channels;
-    let stride = src.width * channels;
-    let inner = stride - 2 * channels;
+    let stride = src.width * src.channels;
     for y in 1..src.height - 1 {
         let rows = [y - 1, y, y + 1].map(|row| &src.data[row * stride..][..stride]);
-        // Each of the nine neighbours as a row of its own, so that the loop below has no indices
-        // to check.
-        let taps = |column: usize| rows.map(|row| &row[column * channels..][..inner]);
-        let (left, middle, right) = (taps(0), taps(1), taps(2));
-        let out = &mut dst.data[y * stride + channels..][..inner];
-        for (i, out) in out.iter_mut().enumerate() {
-            let centre = middle[1][i];
-            let sum = [left[0][i], middle[0][i], right[0][i], left[1][i], right[1][i]]
-                .into_iter()
-                .chain([left[2][i], middle[2][i], right[2][i]])
-                .map(u16::from)
-                .sum::<u16>()
-                + 5 * u16::from(centre);
-            *out = blend(smooth(sum), centre, factor);
+        let inner = src.channels..stride - src.channels;
+        let out = &mut dst.data[y * stride..][inner.clone()];
+        smooth_row(rows, src.channels, out);
+        for (out, &value) in out.iter_mut().zip(&rows[1][inner]) {
+            *out = blend(*out, value, factor);
         }
+    }
+}
+
+/// Smooths the middle of three rows, without its first and last pixel.
+fn smooth_row([above, row, below]: [&[u8]; 3], channels: usize, out: &mut [u8]) {
+    // Slices of one length, so that the loop has no index to check.
+    let n = out.len();
+    let (a0, a1, a2) = (&above[..n], &above[channels..][..n], &above[2 * channels..][..n]);
+    let (r0, r1, r2) = (&row[..n], &row[channels..][..n], &row[2 * channels..][..n]);
+    let (b0, b1, b2) = (&below[..n], &below[channels..][..n], &below[2 * channels..][..n]);
+    let wide = |value: u8| u16::from(value);
+    for i in 0..n {
+        let sum_above = wide(a0[i]) + wide(a1[i]) + wide(a2[i]);
+        let sum_row = wide(r0[i]) + 5 * wide(r1[i]) + wide(r2[i]);
+        let sum_below = wide(b0[i]) + wide(b1[i]) + wide(b2[i]);
+        out[i] = smooth(sum_above + sum_row + sum_below);
     }
 }
 

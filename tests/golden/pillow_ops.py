@@ -131,7 +131,9 @@ def fastaa_cases(image: Image.Image, ops: list[str] = OPS) -> Iterator[Case]:
                 yield OPS.index(op), FASTAA, magnitude, True, (0.0, 0.0), apply(image, -value)
 
 
-def table_cases(image: Image.Image, profile: int, space: dict[str, Any], bins: int) -> Iterator[Case]:
+def table_cases(
+    image: Image.Image, profile: int, space: dict[str, Any], bins: int
+) -> Iterator[Case]:
     """Every entry of one of torchvision's tables, with both signs where it draws one."""
     for op, (magnitudes, signed) in space.items():
         if op == "Identity":
