@@ -54,6 +54,19 @@ fn mul_hi_lo(a: u32, b: u32) -> (u32, u32) {
     ((product >> 32) as u32, product as u32)
 }
 
+/// A bijective 64-bit mixer, for digests that do not depend on order: the digest of an epoch is the
+/// wrapping sum of `mix64(sample index + 1)`.
+///
+/// *Source*: the first output of SplitMix64 (G. L. Steele et al., OOPSLA 2014) from the state
+/// `value`.
+#[inline]
+pub fn mix64(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
 /// Random numbers for one purpose of one sample in one epoch.
 ///
 /// The 64-bit seed is the Philox key; the counter is
@@ -143,6 +156,13 @@ mod tests {
             ),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    /// First outputs of `splitmix64.c` (S. Vigna) for the states 0 and 1234567.
+    #[test]
+    fn mix64_is_splitmix64() {
+        assert_eq!(mix64(0), 0xE220_A839_7B1D_CDAF);
+        assert_eq!(mix64(1_234_567), 6_457_827_717_110_365_317);
     }
 
     #[test]

@@ -40,8 +40,7 @@ impl Datasets {
     ) -> Result<Self, OpenDatasetError> {
         let mut opened = Vec::new();
         for config in configs {
-            let failed =
-                |source| OpenDatasetError { name: config.name.clone(), source };
+            let failed = |source| OpenDatasetError { name: config.name.clone(), source };
             for (split, path) in splits_of(config).map_err(failed)? {
                 let data = open_split(&path, &split, cache_dir).map_err(failed)?;
                 let split_info = data.info();
@@ -81,10 +80,11 @@ impl Datasets {
         }
         let found = of_dataset.iter().find(|opened| opened.split == split);
         found.map(|opened| Arc::clone(&opened.data)).ok_or_else(|| {
-            let names: Vec<&str> =
-                of_dataset.iter().map(|opened| opened.split.as_str()).collect();
-            let message =
-                format!("dataset '{dataset}' has no split '{split}'; {}", suggestion(split, &names));
+            let names: Vec<&str> = of_dataset.iter().map(|opened| opened.split.as_str()).collect();
+            let message = format!(
+                "dataset '{dataset}' has no split '{split}'; {}",
+                suggestion(split, &names)
+            );
             Refusal::new(ErrorCode::NotFound, message)
         })
     }

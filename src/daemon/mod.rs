@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{Config, ConfigError, default_state_dir};
-use crate::control::paths::{PathsError, RuntimePaths};
+use crate::control::{PathsError, RuntimePaths};
 use crate::policy::PolicyError;
 use crate::transport::server::ServerError;
 

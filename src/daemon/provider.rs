@@ -57,8 +57,8 @@ impl StreamProvider for Provider {
     ) -> Result<EpochPolicy, Refusal> {
         let wanted = if resumed.is_empty() { &stream.policy_reference } else { resumed };
         let decide = || Ok(self.store.resolve(wanted, run.dataset)?.reference);
-        let is_active = stream.policy_reference == "active"
-            || stream.policy_reference.ends_with("@active");
+        let is_active =
+            stream.policy_reference == "active" || stream.policy_reference.ends_with("@active");
         // Only what can change between epochs needs a pin.
         let reference = if is_active {
             self.pins.pinned_or(run.dataset, run.name, run.is_group, epoch, decide)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use crate::control::paths::RuntimePaths;
+use crate::control::RuntimePaths;
 
 /// Why the runtime folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +48,10 @@ impl RuntimeDirError {
     /// What to do about it.
     pub(super) fn hint(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "choose a folder that can be made, with runtime_dir in the \
-                                configuration or $FASTAA_RUNTIME_DIR",
+            Self::Io { .. } => {
+                "choose a folder that can be made, with runtime_dir in the \
+                                configuration or $FASTAA_RUNTIME_DIR"
+            }
             Self::Foreign { .. } => "remove it, or choose another runtime_dir",
             Self::Taken { .. } => "stop it, or choose another runtime_dir",
         }

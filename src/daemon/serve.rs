@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::control::server::{ControlServer, ServerOptions};
+use crate::control::{ControlServer, ServerOptions};
 use crate::policy::{EpochPins, PolicyStore};
 use crate::transport::server::{ServerConfig, ServerHandle, StreamServer};
 
@@ -74,8 +74,7 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
         tcp: server.tcp_endpoint().map(str::to_owned),
     };
     let counters = server.worker_counters();
-    let handler =
-        DaemonHandler { facts, datasets, store, server: server.handle(), counters };
+    let handler = DaemonHandler { facts, datasets, store, server: server.handle(), counters };
     warn_of_what_is_missing(config);
     let ended = supervise(config, places, &server, handler);
     notify(&[sd_notify::NotifyState::Stopping]);

@@ -90,8 +90,10 @@ pub(super) enum ServerEvent {
 pub struct ServerReport {
     /// Every session.
     pub sessions: Vec<SessionReport>,
-    /// Frames that were no message, or of no session.
+    /// Frames that were no message, or not at their place.
     pub n_bad_frames: u64,
+    /// Frames of no session: late words of a client that has gone, or a guess.
+    pub n_orphan_frames: u64,
     /// Releases that named a slot's former life, or none.
     pub n_stale_releases: u64,
 }
@@ -218,6 +220,7 @@ impl StreamServer {
             jobs_in_flight: 0,
             draining: None,
             n_bad_frames: 0,
+            n_orphan_frames: 0,
             n_stale_releases: 0,
         };
         let hello_thread =
@@ -326,6 +329,7 @@ struct Server {
     jobs_in_flight: usize,
     draining: Option<Instant>,
     n_bad_frames: u64,
+    n_orphan_frames: u64,
     n_stale_releases: u64,
 }
 
@@ -514,7 +518,8 @@ impl Server {
         }
         let known = self.sessions.get_mut(&frame.session);
         let Some(live) = known.filter(|live| live.route == route && live.is_tcp == is_tcp) else {
-            return self.count_bad("no such session");
+            // Normal for what a client said just before its hang-up was seen.
+            return self.n_orphan_frames += 1;
         };
         match frame.body {
             ClientBody::Start(start) => self.on_start(frame.session, &start),
@@ -618,6 +623,7 @@ impl Server {
         ServerReport {
             sessions,
             n_bad_frames: self.n_bad_frames,
+            n_orphan_frames: self.n_orphan_frames,
             n_stale_releases: self.n_stale_releases,
         }
     }

@@ -20,7 +20,7 @@ use crate::pipeline::workers::BatchOutput;
 
 /// The memory of one consumer.
 #[derive(Debug)]
-pub struct Slab {
+pub(super) struct Slab {
     map: MmapRaw,
     fd: OwnedFd,
     layout: SlotLayout,
@@ -49,7 +49,7 @@ impl Slab {
     ///
     /// # Errors
     /// The system refuses the memory.
-    pub fn new(layout: SlotLayout, shape: OutputShape, n_slots: u32) -> io::Result<Self> {
+    pub(super) fn new(layout: SlotLayout, shape: OutputShape, n_slots: u32) -> io::Result<Self> {
         let n_bytes = layout.slot_bytes.checked_mul(n_slots as usize).ok_or_else(|| {
             io::Error::new(io::ErrorKind::OutOfMemory, "the slab's size overflows")
         })?;
@@ -65,7 +65,7 @@ impl Slab {
     }
 
     /// Where the parts of each slot lie.
-    pub fn layout(&self) -> &SlotLayout {
+    pub(super) fn layout(&self) -> &SlotLayout {
         &self.layout
     }
 
@@ -117,7 +117,7 @@ impl Slab {
     /// # Panics
     /// If the slot is lent: its bytes would be torn.
     #[allow(unsafe_code, reason = "see the module's justification")]
-    pub fn copy_of(&self, slot: u32) -> Vec<u8> {
+    pub(super) fn copy_of(&self, slot: u32) -> Vec<u8> {
         let slot = slot as usize;
         assert!(!self.lent[slot].load(Ordering::Acquire), "slot {slot} is being written");
         let begin = slot * self.layout.slot_bytes;
