@@ -21,8 +21,16 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "augment", "config", "control", "dataset", "limits", "pipeline", "policy", "random",
-            "search", "transport",
+            "augment",
+            "config",
+            "control",
+            "dataset",
+            "limits",
+            "pipeline",
+            "policy",
+            "random",
+            "search",
+            "transport",
         ],
     ),
 ];
@@ -30,20 +38,19 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
 /// Crates that stay behind named files or folders.
 const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["src/transport/wire.rs"]),
-    ("zmq", &["src/transport/server.rs", "src/transport/client.rs"]),
+    ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
     ("tch", &["src/search/torch.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),
-    ("tokio", &["src/control/server.rs", "src/daemon/serve.rs"]),
+    // ctl's packer needs a signal handler, and no second crate for it.
+    ("tokio", &["src/control/server.rs", "src/ctl/dataset.rs", "src/daemon/serve.rs"]),
 ];
 
 const FILE_LINES_MAX: usize = 500;
 const LINE_COLUMNS_MAX: usize = 100;
 
 /// Longer files, each with its reason; the list may only shrink.
-const LONG_FILES: &[(&str, &str)] = &[
-    ("src/config.rs", "every key of the configuration, with its docs and checks, in one place"),
-    ("src/transport/server.rs", "one event loop that owns all its state"),
-];
+const LONG_FILES: &[(&str, &str)] =
+    &[("src/config.rs", "every key of the configuration, with its docs and checks, in one place")];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -26,7 +26,7 @@ pub(super) struct Datasets(pub(super) Arc<[OpenedSplit]>);
 /// A dataset that cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[error("dataset '{name}': {source}")]
-pub struct OpenDatasetError {
+pub(super) struct OpenDatasetError {
     name: String,
     #[source]
     source: DatasetError,

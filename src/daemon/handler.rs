@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::control::messages::{
+use crate::control::Handler;
+use crate::control::{
     ControlFailure, DaemonReport, DatasetReport, ExpectedDigestReport, FailureCode, Reply, Request,
     StatusReport, StreamReport,
 };
-use crate::control::policies::{handle_policy, policy_reports};
-use crate::control::server::Handler;
+use crate::control::{handle_policy, policy_reports};
 use crate::dataset::LabelKind;
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::EpochPlan;
@@ -64,6 +64,7 @@ impl DaemonHandler {
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = BTreeMap::from([
             ("transport_bad_frames".to_owned(), report.n_bad_frames),
+            ("transport_orphan_frames".to_owned(), report.n_orphan_frames),
             ("transport_stale_releases".to_owned(), report.n_stale_releases),
             ("pipeline_samples".to_owned(), load(&self.counters.samples)),
             ("pipeline_busy_ns".to_owned(), load(&self.counters.busy_ns)),

@@ -14,7 +14,7 @@ use crate::control::RuntimePaths;
 
 /// Why the runtime folder cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum RuntimeDirError {
+pub(super) enum RuntimeDirError {
     /// It cannot be made or opened.
     #[error("runtime_dir {path}: {source}")]
     Io {

@@ -50,12 +50,11 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
         pins,
         prepared: Mutex::default(),
     });
-    let tcp_token = match config.transport.tcp {
-        None => String::new(),
-        Some(_) => {
-            let path = token_path(config, places);
-            token::read_or_make(&path).map_err(at(&path))?
-        }
+    let tcp_token = if config.transport.tcp.is_some() {
+        let path = token_path(config, places);
+        token::read_or_make(&path).map_err(at(&path))?
+    } else {
+        String::new()
     };
     let server = StreamServer::start(ServerConfig {
         hello_path: &places.runtime.hello_socket(),

@@ -87,8 +87,8 @@ impl EpochPins {
             return Ok(reference.clone());
         }
         let reference = decide()?;
-        pins.dataset = key.dataset.clone();
-        pins.run = key.run.clone();
+        pins.dataset.clone_from(&key.dataset);
+        pins.run.clone_from(&key.run);
         pins.epochs.insert(epoch, reference.clone());
         while pins.epochs.len() > PINNED_EPOCHS_MAX {
             pins.epochs.pop_first();

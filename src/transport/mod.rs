@@ -3,7 +3,7 @@
 //! Owns everything between a finished batch and a training process. Never looks into pixels, and
 //! does not know datasets or policies by name: a [`provider::StreamProvider`] does.
 //!
-//! Two threads: `hello` owns the Unix sockets and notices deaths; `server` owns the ZeroMQ sockets
+//! Two threads: `hello` owns the Unix sockets and notices deaths; `event_loop` owns the ZeroMQ sockets
 //! and the state of every session. They speak through one bounded queue.
 
 pub mod client;
@@ -11,6 +11,7 @@ pub mod provider;
 pub mod server;
 pub mod wire;
 
+mod event_loop;
 mod hello;
 mod session;
 mod slab;
