@@ -1,6 +1,8 @@
 //! The policy store: versions, pin, rollback, references, and that a writer killed at any moment
 //! leaves the old state or the new one.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a helper of a test is a test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
