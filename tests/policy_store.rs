@@ -117,18 +117,6 @@ fn rollback_goes_back_step_by_step() {
 }
 
 #[test]
-fn the_history_is_bounded() {
-    let (_dir, store) = store_with(2);
-    for _ in 0..limits::POLICY_HISTORY_MAX {
-        store.pin("mnist", 1).unwrap();
-        store.pin("mnist", 2).unwrap();
-    }
-    let head = store.head("mnist").unwrap();
-    assert_eq!(head.history.len(), limits::POLICY_HISTORY_MAX);
-    assert_eq!(head.previous.len(), limits::POLICY_HISTORY_MAX);
-}
-
-#[test]
 fn references_are_resolved_to_exactly_one_policy() {
     let (dir, store) = store_with(3);
     store.pin("mnist", 2).unwrap();

@@ -100,7 +100,9 @@ pub(crate) fn run(context: &Context, command: PolicyCommand) -> Result<(), CtlEr
     match command {
         PolicyCommand::Show { reference, dataset } => show(context, &reference, dataset),
         PolicyCommand::List(dataset) => list(context, dataset),
-        PolicyCommand::Diff { from, to, dataset } => diff(context, &from, &to, &dataset),
+        PolicyCommand::Diff { from, to, dataset } => {
+            diff(context, &from, &to, dataset.dataset.as_deref())
+        }
         PolicyCommand::Publish { file, dataset } => publish(context, &file, dataset),
         PolicyCommand::Pin { reference, dataset } => {
             change(context, &Request::PolicyPin { dataset: dataset.dataset, reference })
@@ -112,7 +114,7 @@ pub(crate) fn run(context: &Context, command: PolicyCommand) -> Result<(), CtlEr
             change(context, &Request::PolicyRollback { dataset: dataset.dataset })
         }
         PolicyCommand::Export { reference, output, format, dataset } => {
-            let (_, policy) = fetch(context, &reference, &dataset)?;
+            let (_, policy) = fetch(context, &reference, dataset.dataset.as_deref())?;
             let text = match format {
                 ExportFormat::Json => policy::to_text(&policy),
                 ExportFormat::List => policy::to_list_text(&policy)?,
@@ -131,7 +133,7 @@ pub(crate) fn run(context: &Context, command: PolicyCommand) -> Result<(), CtlEr
 pub(crate) fn fetch(
     context: &Context,
     reference: &str,
-    dataset: &DatasetArg,
+    dataset: Option<&str>,
 ) -> Result<(PolicyVersionReport, Policy), CtlError> {
     if StoredReference::parse(reference)?.is_none() {
         let policy = policy::load_reference(reference)?;
@@ -140,7 +142,7 @@ pub(crate) fn fetch(
     let mut client = connect(context)?;
     let request = Request::PolicyShow {
         reference: reference.trim().to_owned(),
-        dataset: dataset.dataset.clone(),
+        dataset: dataset.map(str::to_owned),
     };
     match client.call(&request)? {
         Reply::PolicyVersion(report) => {
@@ -152,7 +154,7 @@ pub(crate) fn fetch(
 }
 
 fn show(context: &Context, reference: &str, dataset: DatasetArg) -> Result<(), CtlError> {
-    let (report, policy) = fetch(context, reference, &dataset)?;
+    let (report, policy) = fetch(context, reference, dataset.dataset.as_deref())?;
     if context.json {
         return output::print_json(&report);
     }
@@ -168,7 +170,7 @@ fn list(context: &Context, dataset: DatasetArg) -> Result<(), CtlError> {
     }
 }
 
-fn diff(context: &Context, from: &str, to: &str, dataset: &DatasetArg) -> Result<(), CtlError> {
+fn diff(context: &Context, from: &str, to: &str, dataset: Option<&str>) -> Result<(), CtlError> {
     let (_, from) = fetch(context, from, dataset)?;
     let (_, to) = fetch(context, to, dataset)?;
     let diff = policy::diff(&from, &to);

@@ -91,7 +91,7 @@ pub fn parse_text(text: &str, default_name: &str) -> Result<Policy, PolicyError>
         return Err(invalid("empty; a policy file holds a JSON object or list".to_owned()));
     }
     let value: Value = serde_json::from_str(without_assignment(text)).map_err(|error| {
-        invalid(format!("not JSON: {error}; write {{\"sub_policies\": […]}} or [[[…], …], …]"))
+        invalid(format!("not JSON: {error}; write {{\"sub_policies\": […]}} or a list"))
     })?;
     from_value(&value, default_name)
 }
