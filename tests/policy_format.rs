@@ -1,6 +1,8 @@
 //! Policy files: both forms are read and written without loss, and every bad one is refused with
 //! its place and the cure.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a helper of a test is a test")]
+
 use std::path::{Path, PathBuf};
 
 use fastaa::limits;

@@ -1,6 +1,8 @@
 //! The built-in policies against the installed torchvision, and ids against an independent
 //! implementation of the documented bytes.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a helper of a test is a test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -6,11 +6,14 @@
 //! Data goes to stdout, messages to stderr; `--json` output is stable; a broken pipe is success.
 
 mod augment;
+mod daemon;
 mod dataset;
 mod output;
 mod policy;
+mod policy_text;
 mod status;
 mod stream;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,14 +1,57 @@
-//! `fastaa-ctl stream`.
+//! `fastaa-ctl stream`: the running streams.
 
-use super::{Context, CtlError};
+use super::daemon::connect;
+use super::table::table;
+use super::{Context, CtlError, output};
+use crate::control::{Reply, Request, StreamReport};
 
 /// Subcommands of `stream`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum StreamCommand {
-    /// List
+    /// One line per connected consumer
     List,
 }
 
-pub(crate) fn run(_context: &Context, _command: &StreamCommand) -> Result<(), CtlError> {
-    Err(CtlError::failed("not there yet"))
+pub(crate) fn run(context: &Context, command: &StreamCommand) -> Result<(), CtlError> {
+    let StreamCommand::List = command;
+    let mut client = connect(context)?;
+    match client.call(&Request::StreamList)? {
+        Reply::Streams { streams } if context.json => output::print_json(&streams),
+        Reply::Streams { streams } => output::print(&streams_table(&streams)),
+        other => Err(client.unexpected(&other).into()),
+    }
+}
+
+/// The streams as aligned columns; `none` where there are none.
+pub(crate) fn streams_table(streams: &[StreamReport]) -> String {
+    if streams.is_empty() {
+        return "none\n".to_owned();
+    }
+    let rows: Vec<_> = streams
+        .iter()
+        .map(|stream| {
+            let peer = match stream.pid {
+                Some(pid) => format!("{} pid {pid}", stream.transport),
+                None => stream.transport.clone(),
+            };
+            [
+                stream.session.to_string(),
+                format!("{}/{}", stream.dataset, stream.split),
+                peer,
+                format!("{}/{}", stream.rank, stream.world_size),
+                if stream.group.is_empty() { "-".to_owned() } else { stream.group.clone() },
+                stream.batch_size.to_string(),
+                stream.epoch.to_string(),
+                stream.step.to_string(),
+                format!("{}/{}", stream.leased_slots, stream.n_slots),
+                stream.policy.clone(),
+                format!("{:.0}", stream.images_per_second),
+            ]
+        })
+        .collect();
+    let headers = [
+        "session", "stream", "client", "rank", "group", "batch", "epoch", "step", "leased",
+        "policy", "images/s",
+    ];
+    table(headers, &rows)
 }

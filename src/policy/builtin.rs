@@ -158,9 +158,13 @@ fn randaugment_from_text(reference: &str, arguments: &str) -> Result<Policy, Pol
 
 /// Whether a reference means a file: it holds a `/`, ends in `.json`, or exists.
 pub fn is_path(reference: &str) -> bool {
-    let has_json_extension =
-        Path::new(reference).extension().is_some_and(|ext| ext.eq_ignore_ascii_case("json"));
-    reference.contains('/') || has_json_extension || Path::new(reference).exists()
+    looks_like_path(reference) || Path::new(reference).exists()
+}
+
+/// Whether a reference can only mean a file.
+pub(super) fn looks_like_path(reference: &str) -> bool {
+    let extension = Path::new(reference).extension();
+    reference.contains('/') || extension.is_some_and(|ext| ext.eq_ignore_ascii_case("json"))
 }
 
 /// The policy of a built-in's name or a file's path. A built-in goes before a file of that name:

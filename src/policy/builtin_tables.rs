@@ -6,7 +6,10 @@
 //! *Source*: `AutoAugment._get_policies` in torchvision's `transforms/autoaugment.py`; magnitudes
 //! are bins 0–9, `None` where the operation has none.
 
-use super::Op::{self, *};
+use super::Op::{
+    self, AutoContrast, Brightness, Color, Contrast, Equalize, Invert, Posterize, Rotate,
+    Sharpness, ShearX, ShearY, Solarize, TranslateX, TranslateY,
+};
 
 /// Operation, probability, and bin 0–9 of the magnitude.
 pub(super) type TableStep = (Op, f64, Option<u8>);

@@ -91,7 +91,7 @@ pub fn parse_text(text: &str, default_name: &str) -> Result<Policy, PolicyError>
         return Err(invalid("empty; a policy file holds a JSON object or list".to_owned()));
     }
     let value: Value = serde_json::from_str(without_assignment(text)).map_err(|error| {
-        invalid(format!("not JSON: {error}; write {{\"sub_policies\": […]}} or [[[…], …], …]"))
+        invalid(format!("not JSON: {error}; write {{\"sub_policies\": […]}} or a list"))
     })?;
     from_value(&value, default_name)
 }
@@ -145,27 +145,23 @@ fn from_object(object: &Map<String, Value>, default_name: &str) -> Result<Policy
             return Err(PolicyError::Invalid { name: default_name.to_owned(), problem });
         }
     };
-    let fields = || -> Result<(OpsProfile, u32, Vec<SubPolicy>, Map<String, Value>), String> {
-        check_keys(object, &POLICY_KEYS, "the policy")?;
-        Ok((
-            profile_from_value(object.get("ops_profile"))?,
-            draws_from_value(object.get("draws"))?,
-            sub_policies_from_value(object.get("sub_policies"))?,
-            match object.get("provenance") {
-                None => Map::new(),
-                Some(Value::Object(provenance)) => provenance.clone(),
-                Some(other) => {
-                    return Err(format!(
-                        "'provenance' is {}, but must be an object",
-                        kind_of(other)
-                    ));
-                }
-            },
-        ))
-    };
-    let (profile, draws, sub_policies, provenance) =
-        fields().map_err(|problem| PolicyError::Invalid { name: name.to_owned(), problem })?;
-    Policy::new(name, profile, draws, sub_policies, provenance)
+    let invalid = |problem| PolicyError::Invalid { name: name.to_owned(), problem };
+    check_keys(object, &POLICY_KEYS, "the policy").map_err(invalid)?;
+    Policy::new(
+        name,
+        profile_from_value(object.get("ops_profile")).map_err(invalid)?,
+        draws_from_value(object.get("draws")).map_err(invalid)?,
+        sub_policies_from_value(object.get("sub_policies")).map_err(invalid)?,
+        provenance_from_value(object.get("provenance")).map_err(invalid)?,
+    )
+}
+
+fn provenance_from_value(value: Option<&Value>) -> Result<Map<String, Value>, String> {
+    match value {
+        None => Ok(Map::new()),
+        Some(Value::Object(provenance)) => Ok(provenance.clone()),
+        Some(other) => Err(format!("'provenance' is {}, but must be an object", kind_of(other))),
+    }
 }
 
 fn check_keys(object: &Map<String, Value>, known: &[&str], place: &str) -> Result<(), String> {

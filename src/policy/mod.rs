@@ -24,7 +24,9 @@ pub(crate) use error::suggestion;
 pub use format::{from_value, load_file, parse_text, to_list_text, to_text, to_value};
 pub use op::{Op, OpsProfile};
 pub use pins::EpochPins;
-pub use store::{PolicyStore, PolicyVersion, Published, ResolvedPolicy, StoredReference};
+pub use store::{
+    ListedVersion, PolicyStore, PolicyVersion, Published, ResolvedPolicy, StoredReference,
+};
 pub use store_head::{Head, HistoryEntry, HistoryKind};
 pub use timestamp::rfc3339_utc;
 pub use types::{Magnitude, OpStep, Policy, PolicyId, SubPolicy};

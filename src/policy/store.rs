@@ -49,6 +49,9 @@ pub struct PolicyVersion {
     pub parent: Option<u64>,
 }
 
+/// A version's number, and its content or why that cannot be read.
+pub type ListedVersion = (u64, Result<PolicyVersion, PolicyError>);
+
 /// Outcome of [`PolicyStore::publish`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Published {
@@ -97,7 +100,7 @@ impl<'a> StoredReference<'a> {
         if reference == "active" {
             return Ok(Some(Self::Active));
         }
-        let is_file = reference.contains('/') || reference.ends_with(".json");
+        let is_file = builtin::looks_like_path(reference);
         let Some((name, version)) = reference.rsplit_once('@').filter(|_| !is_file) else {
             return Ok(None);
         };
@@ -261,10 +264,7 @@ impl PolicyStore {
     ///
     /// # Errors
     /// A bad name, or a folder that cannot be read.
-    pub fn list(
-        &self,
-        name: &str,
-    ) -> Result<Vec<(u64, Result<PolicyVersion, PolicyError>)>, PolicyError> {
+    pub fn list(&self, name: &str) -> Result<Vec<ListedVersion>, PolicyError> {
         check_name(name)?;
         let versions = store_files::version_numbers(&self.lineage_dir(name))?;
         let all = std::iter::once(0).chain(versions);

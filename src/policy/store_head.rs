@@ -79,3 +79,22 @@ fn forget_oldest<T>(list: &mut Vec<T>) {
     let excess = list.len().saturating_sub(limits::POLICY_HISTORY_MAX);
     list.drain(..excess);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_activations_are_forgotten() {
+        let mut head = Head::default();
+        let n_versions = limits::POLICY_HISTORY_MAX as u64 + 5;
+        for version in 1..=n_versions {
+            head.publish(version, version.to_string());
+        }
+        assert_eq!(head.active, n_versions);
+        assert_eq!(head.history.len(), limits::POLICY_HISTORY_MAX);
+        assert_eq!(head.history[0].version, 6);
+        assert_eq!(head.previous.len(), limits::POLICY_HISTORY_MAX);
+        assert_eq!((head.previous[0], head.previous.last()), (5, Some(&(n_versions - 1))));
+    }
+}
