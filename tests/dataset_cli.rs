@@ -1,5 +1,7 @@
 //! `fastaa-ctl dataset`, by running the real binary: output, exit codes, and what is left behind.
 
+#![allow(clippy::unwrap_used, reason = "test code, but not all in a #[test]")]
+
 mod dataset_support;
 
 use std::ffi::OsStr;
@@ -9,7 +11,8 @@ use std::process::{Command, Output};
 
 use assert_cmd::cargo::cargo_bin;
 use dataset_support::{
-    cifar_records, fashion_mnist, idx_images, idx_labels, names_in, noise, python, write_idx_folder,
+    cifar_records, fashion_mnist, has_extension, idx_images, idx_labels, names_in, noise, python,
+    write_idx_folder,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -257,7 +260,7 @@ fn write_large_source(dir: &Path) {
     fs::create_dir_all(dir.join("large")).unwrap();
     let images = idx_images(&[n, 28, 28], &noise(4, n as usize * 784));
     fs::write(dir.join("large/train-images-idx3-ubyte"), images).unwrap();
-    let labels: Vec<u8> = (0..n).map(|idx| (idx % 10) as u8).collect();
+    let labels: Vec<u8> = (0..n).map(|idx| u8::try_from(idx % 10).unwrap()).collect();
     fs::write(dir.join("large/train-labels-idx1-ubyte"), idx_labels(&labels)).unwrap();
 }
 
@@ -288,7 +291,7 @@ fn a_file_size_limit_is_an_error_that_leaves_everything_as_it_was() {
     let output = in_place(Command::new("bash"), dir, ["-c".into(), line.into(), binary]);
     failed(&{ output }.output().unwrap(), &["cannot write ", "cache/fastaa/", "File too large"]);
     let left = names_in(&dir.join("cache/fastaa"));
-    assert!(left.iter().all(|name| name.ends_with(".lock")), "{left:?}");
+    assert!(left.iter().all(|name| has_extension(name, "lock")), "{left:?}");
     succeeds(dir, &["pack", "large", "dest", "--force"]);
 }
 

@@ -1,5 +1,7 @@
 //! Damaged and wrong files: each is an error that names the file and the cure, never a panic.
 
+#![allow(clippy::unwrap_used, reason = "test code, but not all in a #[test]")]
+
 mod dataset_support;
 
 use std::fs;
@@ -7,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dataset_support::{
-    Labels, MemorySplit, cifar_records, gz, idx_images, idx_labels, names_in, noise,
+    Labels, MemorySplit, cifar_records, gz, has_extension, idx_images, idx_labels, names_in, noise,
     write_idx_folder,
 };
 use fastaa::dataset::{self, FingerprintCheck, Label, LabelKind, Pixels, Split, VerifyReport};
@@ -234,13 +236,13 @@ fn every_cut_of_gz_files_is_refused_and_leaves_nothing_in_the_cache() {
         replace(&images, &whole[..cut]);
         refused(&images, "train-images-idx3-ubyte.gz: ", "download");
     }
-    assert!(names_in(&dir.path().join("cache")).iter().all(|name| name.ends_with(".lock")));
+    assert!(names_in(&dir.path().join("cache")).iter().all(|name| has_extension(name, "lock")));
     replace(&images, &whole);
     let opened = open(&images).unwrap();
     assert_eq!(opened.info().n_samples, 6);
     // A cached entry that was cut off later is made anew.
     let cache = dir.path().join("cache");
-    for name in names_in(&cache).iter().filter(|name| name.ends_with(".idx")) {
+    for name in names_in(&cache).iter().filter(|name| has_extension(name, "idx")) {
         replace(&cache.join(name), b"\0\0\x08");
     }
     assert_eq!(open(&images).unwrap().info().fingerprint, opened.info().fingerprint);
@@ -313,8 +315,8 @@ fn cifar_files_are_read_and_their_damage_is_refused() {
     refused(&folder, "batches.meta.txt: ", "it must be UTF-8 text, one class name a line");
     fs::write(folder.join("batches.meta.txt"), b"\n").unwrap();
     refused(&folder, "batches.meta.txt: no class name in it", "UTF-8");
-    let names: String = (0..11).map(|class| format!("class {class}\n")).collect();
-    fs::write(folder.join("batches.meta.txt"), names).unwrap();
+    let names: Vec<String> = (0..11).map(|class| format!("class {class}")).collect();
+    fs::write(folder.join("batches.meta.txt"), names.join("\n")).unwrap();
     let opened = open(&folder).unwrap();
     assert_eq!(opened.info().label_kind, LabelKind::Class { n_classes: 11 });
     assert_eq!(opened.info().class_names[10], "class 10");

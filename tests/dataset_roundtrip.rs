@@ -1,5 +1,7 @@
 //! What is packed is what comes out: against the source, against Python, for any shape.
 
+#![allow(clippy::unwrap_used, reason = "test code, but not all in a #[test]")]
+
 mod dataset_support;
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! What the dataset tests share: small datasets in the real formats, and an in-memory split.
 
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "test code, but not in a #[test]")]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -66,7 +67,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// An IDX images file: `shape` is `[n, h, w]` or `[n, h, w, c]`.
 pub fn idx_images(shape: &[u32], pixels: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0, 0, 8, u8::try_from(shape.len()).unwrap()];
-    shape.iter().for_each(|dim| bytes.extend(dim.to_be_bytes()));
+    bytes.extend(shape.iter().flat_map(|dim| dim.to_be_bytes()));
     bytes.extend(pixels);
     bytes
 }
@@ -86,15 +87,16 @@ pub fn write_idx_folder(folder: &Path, n: u32, side: u32, gzip: bool) {
     std::fs::create_dir_all(folder).unwrap();
     for (prefix, n, n_classes) in [("train", n, 10), ("t10k", n / 2, 9)] {
         let pixels = noise(u64::from(n_classes), (n * side * side) as usize);
-        let labels: Vec<u8> = (0..n).map(|idx| (idx % n_classes) as u8).collect();
+        let labels: Vec<u8> = (0..n).map(|idx| u8::try_from(idx % n_classes).unwrap()).collect();
         let files = [
             ("images-idx3-ubyte", idx_images(&[n, side, side], &pixels)),
             ("labels-idx1-ubyte", idx_labels(&labels)),
         ];
         for (name, content) in files {
-            let (name, content) = match gzip {
-                true => (format!("{prefix}-{name}.gz"), gz(&content)),
-                false => (format!("{prefix}-{name}"), content),
+            let (name, content) = if gzip {
+                (format!("{prefix}-{name}.gz"), gz(&content))
+            } else {
+                (format!("{prefix}-{name}"), content)
             };
             std::fs::write(folder.join(name), content).unwrap();
         }
@@ -106,6 +108,10 @@ pub fn cifar_records(seed: u64, labels: &[&[u8]]) -> Vec<u8> {
     let pixels = noise(seed, labels.len() * 3072);
     let records = labels.iter().zip(pixels.chunks(3072));
     records.flat_map(|(label, pixels)| [label, pixels].concat()).collect()
+}
+
+pub fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|own| own == extension)
 }
 
 /// Names of all files in a folder, sorted.
