@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CIFAR-10   1 label          1024 red  1024 green  1024 blue     3073 bytes a record
-//! CIFAR-100  1 coarse 1 fine  1024 red  1024 green  1024 blue     3074 bytes; the fine label counts
+//! CIFAR-100  1 coarse 1 fine  1024 red  1024 green  1024 blue     3074 bytes (fine counts)
 //! ```
 //! Source: <https://www.cs.toronto.edu/~kriz/cifar.html>, "Binary version".
 //!

@@ -5,7 +5,7 @@
 //! | digest | over | stored |
 //! |---|---|---|
 //! | sample checksum | pixels (HWC), then the label, little-endian | column `checksum` |
-//! | content fingerprint | shape, label kind, then (checksum, label) of each sample in order | metadata |
+//! | content fingerprint | shape, label kind, (checksum, label) of each sample | metadata |
 //! | file fingerprint | canonical path, size and time of each file | nowhere |
 
 use std::fs;

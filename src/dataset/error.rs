@@ -6,7 +6,8 @@
 use std::io;
 use std::path::Path;
 
-/// Why a dataset or sample is refused. Every message names the file, and the sample if there is one.
+/// Why a dataset or sample is refused. Every message names the file, and the sample if there is
+/// one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {

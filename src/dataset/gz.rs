@@ -50,7 +50,7 @@ pub(super) fn unpacked_idx(
     let file = File::open(path).map_err(fail)?;
     let stamp = Stamp::of(&file).map_err(fail)?;
     let entry = cache_dir.join(format!("{source_key}-{}.idx", stamp.key()));
-    if entry.is_file() {
+    if is_whole(&entry, kind) {
         return Ok(entry);
     }
     fs::create_dir_all(cache_dir).map_err(|cause| DatasetError::write(cache_dir, cause))?;
@@ -58,7 +58,7 @@ pub(super) fn unpacked_idx(
     let lock = File::options().write(true).create(true).truncate(false).open(&lock_path);
     let lock = lock.map_err(|cause| DatasetError::write(&lock_path, cause))?;
     lock.lock().map_err(|cause| DatasetError::write(&lock_path, cause))?;
-    if entry.is_file() {
+    if is_whole(&entry, kind) {
         return Ok(entry); // Another process made it while this one waited.
     }
     let temp = cache_dir.join(format!("{source_key}.tmp"));
@@ -75,6 +75,15 @@ pub(super) fn unpacked_idx(
     }
     remove_older(cache_dir, &format!("{source_key}-"), &entry);
     Ok(entry)
+}
+
+/// Whether an entry is there, as long as its header says. One that a full or failing disk has cut
+/// off is made anew.
+fn is_whole(entry: &Path, kind: Kind) -> bool {
+    let Ok(first) = idx::first_bytes(entry) else { return false };
+    let header = Header::parse(&first, kind, "");
+    let len = fs::metadata(entry).map(|meta| meta.len());
+    matches!((header, len), (Ok(header), Ok(len)) if header.file_bytes == len)
 }
 
 /// Size and modification time: a file that changes gets another entry.

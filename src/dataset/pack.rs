@@ -324,6 +324,11 @@ fn first_pass(
         check_sample(&sample, sample_idx, shape, label_kind, &header.source)?;
         let checksum =
             super::sample_checksum(digest::pixels_hwc(&sample, &mut scratch), sample.label);
+        // A new checksum would make a damaged sample look whole.
+        if samples.checksum(sample_idx).is_some_and(|stored| stored != checksum) {
+            let what = format!("sample {sample_idx} does not match its stored checksum");
+            return Err(DatasetError::damaged(&header.source, what));
+        }
         hash.add(checksum, sample.label);
         checksums.push(checksum);
         report(sample_idx + 1);
