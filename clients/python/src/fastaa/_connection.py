@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -65,6 +65,10 @@ class Delivery(NamedTuple):
 
     descriptor: _messages.BatchDescriptor
     payload: Any
+
+
+Event: TypeAlias = Delivery | _messages.EpochBegin | _messages.EpochEnd
+"""What `Connection.receive` returns."""
 
 
 class Loan(NamedTuple):
@@ -120,6 +124,7 @@ class Connection:
     def local(cls, runtime_dir: Path, hello: _messages.ClientHello) -> Connection:
         """A session with the daemon of this host."""
         stream = _hello.hello_local(runtime_dir, hello)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             try:
                 check_slot_layout(stream.welcome)
@@ -127,7 +132,6 @@ class Connection:
             finally:
                 os.close(stream.slab_fd)
             stream.socket.setblocking(False)
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             dealer = context.socket(zmq.DEALER)
             dealer.setsockopt(zmq.LINGER, 0)
             dealer.setsockopt(zmq.ROUTING_ID, stream.welcome.token)
@@ -135,6 +139,7 @@ class Connection:
             dealer.connect(stream.welcome.endpoint)
         except BaseException:
             stream.socket.close()
+            context.destroy(linger=0)
             raise
         local = (stream.socket, slab)
         return cls(stream.welcome, context, dealer, monitor, local, str(runtime_dir))
@@ -160,7 +165,6 @@ class Connection:
             welcome = _tcp_welcome(dealer, monitor, address)
             check_slot_layout(welcome)
         except BaseException:
-            dealer.disable_monitor()
             context.destroy(linger=0)
             raise
         return cls(welcome, context, dealer, monitor, None, address)
@@ -172,14 +176,12 @@ class Connection:
         self._check_process()
         with self._lock:
             self._seek += 1
-            body = _messages.Start(self._seek, epoch, offset, policy)
-            frame = _messages.ClientFrame(_wire.PROTOCOL_VERSION, self.welcome.session, body)
             try:
-                self._dealer.send(_wire.encode(frame), zmq.NOBLOCK)
+                self._send(_messages.Start(self._seek, epoch, offset, policy))
             except zmq.Again:
                 raise self._gone("takes no messages any more") from None
 
-    def receive(self) -> Delivery | _messages.EpochBegin | _messages.EpochEnd:
+    def receive(self) -> Event:
         """The next message of the epoch that was started last; waits for it as long as it takes.
 
         Raises `DaemonGone`, `DaemonStopping`, `ProtocolError`, or what the daemon says went wrong.
@@ -245,17 +247,15 @@ class Connection:
                 return
             self._closed = True
             if alive:
-                bye = _messages.ClientFrame(
-                    _wire.PROTOCOL_VERSION, self.welcome.session, _messages.Bye()
-                )
                 with contextlib.suppress(zmq.ZMQError):
-                    self._dealer.send(_wire.encode(bye), zmq.NOBLOCK)
+                    self._send(_messages.Bye())
             if self._hello is not None:
                 # A forked child keeps the socket open; the hang-up must not wait for it.
                 with contextlib.suppress(OSError):
                     self._hello.shutdown(socket.SHUT_RDWR)
                 self._hello.close()
             self._dealer.disable_monitor()
+            self._monitor.close(linger=0)
             self._dealer.close(linger=_BYE_MS if alive else 0)
             self._context.term()
 
@@ -274,6 +274,11 @@ class Connection:
             )
         if self._closed:
             raise UsageError("this connection is closed")
+
+    def _send(self, body: _messages.ClientBody) -> None:
+        """Sends a frame; raises `zmq.Again` rather than wait."""
+        frame = _messages.ClientFrame(_wire.PROTOCOL_VERSION, self.welcome.session, body)
+        self._dealer.send(_wire.encode(frame), zmq.NOBLOCK)
 
     def _give_back(self) -> None:
         leases = self._releases.drain()
@@ -309,9 +314,7 @@ class Connection:
     def _gone(self, how: str) -> Error:
         return DaemonGone(f"the fastaa-loaderd at {self._place} {how}", _RESUME_HINT)
 
-    def _message_of(
-        self, frames: list[Any]
-    ) -> Delivery | _messages.EpochBegin | _messages.EpochEnd | None:
+    def _message_of(self, frames: list[Any]) -> Event | None:
         """The message, if it belongs to the epoch started last."""
         first = frames[0]
         data = first if isinstance(first, bytes) else first.bytes
@@ -369,7 +372,7 @@ def _tcp_welcome(
     poller = zmq.Poller()
     poller.register(dealer, zmq.POLLIN)
     poller.register(monitor, zmq.POLLIN)
-    events = dict(poller.poll(_hello.ANSWER_SECONDS_MAX * 1000))
+    events = dict(poller.poll(int(_hello.ANSWER_SECONDS_MAX * 1000)))
     # A daemon that refuses may hang up at once, so its answer goes before the hang-up.
     if dealer not in events and not dealer.poll(_GRACE_MS):
         raise DaemonNotRunning(

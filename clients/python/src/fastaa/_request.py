@@ -207,7 +207,7 @@ def _token_of(token: str | os.PathLike[str] | None) -> str:
     if token is None:
         raise InvalidRequestError(
             "TCP needs a token",
-            "pass token= with the daemon's token, or the path of its token_file",
+            "pass token=: the daemon's token, or the path of its token_file",
         )
     try:
         is_file = isinstance(token, os.PathLike) or Path(token).is_file()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from . import _digest, _messages, _request, _state
 from ._arrays import ArrayMaker
-from ._connection import Connection, Delivery
+from ._connection import Connection, Delivery, Event
 from ._state import Position
 from .errors import (
     AllSlotsHeldWarning,
@@ -277,9 +277,7 @@ class Loader:
             if self._position.is_complete:
                 return self._next_in_epoch()
 
-    def _take(
-        self, connection: Connection, message: Delivery | _messages.EpochBegin | _messages.EpochEnd
-    ) -> Batch | None:
+    def _take(self, connection: Connection, message: Event) -> Batch | None:
         """Lets a message take effect."""
         if isinstance(message, Delivery):
             return self._take_batch(connection, message)
