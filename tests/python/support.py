@@ -152,12 +152,14 @@ token_file = "{self.token_file}"
             time.sleep(0.01)
 
     def _accepts(self) -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-            try:
-                probe.connect(str(self.runtime_dir / "hello.sock"))
-            except OSError:
-                return False
-            return True
+        kinds = (("hello.sock", socket.SOCK_SEQPACKET), ("control.sock", socket.SOCK_STREAM))
+        for name, kind in kinds:
+            with socket.socket(socket.AF_UNIX, kind) as probe:
+                try:
+                    probe.connect(str(self.runtime_dir / name))
+                except OSError:
+                    return False
+        return True
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal."""

@@ -170,7 +170,7 @@ class Target(NamedTuple):
             split=request.split,
             seed=request.seed,
             epoch=epoch,
-            offset=since,
+            start_offset=since,
             batch_size=request.batch_size,
             rank=request.rank if is_shard else 0,
             world_size=request.world_size if is_shard else 1,

@@ -34,8 +34,8 @@ class Position(NamedTuple):
 
 def _digest_owner(request: _messages.StreamRequest) -> list[int]:
     """Whose samples a digest sums up: a lone rank gets all, whatever the batch size."""
-    if request.world_size == 1 or request.mode == _messages.GroupMode.Broadcast:
-        return [0, 1, 0]
+    if samples_per_step(request) == request.batch_size:
+        return [0, 1, request.batch_size if request.drop_last else 0]
     return [request.rank, request.world_size, request.batch_size]
 
 
