@@ -1,0 +1,54 @@
+"""Policy-augmented image batches from the fastaa-loaderd daemon.
+
+::
+
+    import fastaa
+
+    loader = fastaa.Loader("fashion-mnist", split="train", batch_size=256)
+    for images, labels in loader:
+        ...
+
+The daemon decodes and augments; batches arrive in shared memory and are views of it, as torch
+tensors or numpy arrays. Start one with `fastaa-loaderd --config FILE`.
+"""
+
+from ._version import __version__
+from .errors import (
+    AllSlotsHeldWarning,
+    DaemonGone,
+    DaemonNotRunning,
+    DaemonStopping,
+    DataError,
+    Error,
+    ExhaustedError,
+    ForbiddenError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    ProtocolError,
+    StateError,
+    UnsupportedError,
+    UsageError,
+)
+from .loader import Batch, Loader
+
+__all__ = [
+    "AllSlotsHeldWarning",
+    "Batch",
+    "DaemonGone",
+    "DaemonNotRunning",
+    "DaemonStopping",
+    "DataError",
+    "Error",
+    "ExhaustedError",
+    "ForbiddenError",
+    "InternalError",
+    "InvalidRequestError",
+    "Loader",
+    "NotFoundError",
+    "ProtocolError",
+    "StateError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+]

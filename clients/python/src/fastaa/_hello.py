@@ -1,0 +1,195 @@
+"""HELLO: how a client finds a daemon and asks it for a stream.
+
+On one host it connects the Unix `SOCK_SEQPACKET` socket `hello.sock` in the runtime directory,
+sends one `ClientHello`, and receives one `ServerHello` with the slab's file descriptor. The socket
+stays open as the sign of life: when either side dies, the kernel hangs it up.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from . import _messages, _wire
+from .errors import (
+    DaemonGone,
+    DaemonNotRunning,
+    Error,
+    ForbiddenError,
+    InvalidRequestError,
+    ProtocolError,
+    error_from_refusal,
+)
+
+HELLO_SOCKET = "hello.sock"
+CONTROL_SOCKET = "control.sock"
+
+ANSWER_SECONDS_MAX = 60.0
+"""How long a daemon may take to prepare a stream (mapping a large folder takes its time)."""
+
+_PATH_BYTES_MAX = 107
+
+
+def runtime_dir_of(runtime_dir: str | os.PathLike[str] | None) -> Path:
+    """Where the daemon's sockets are; one rule for daemon, `fastaa-ctl` and this package.
+
+    The argument, else `$FASTAA_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa`
+    for root, else `/tmp/fastaa-UID`.
+    """
+    if runtime_dir is not None:
+        return Path(runtime_dir)
+    if named := os.environ.get("FASTAA_RUNTIME_DIR"):
+        return Path(named)
+    if xdg := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(xdg) / "fastaa"
+    if os.geteuid() == 0:
+        return Path("/run/fastaa")
+    return _own_tmp_dir()
+
+
+def _own_tmp_dir() -> Path:
+    """`/tmp/fastaa-UID`, if it is ours: anyone can make a folder of that name in /tmp."""
+    path = Path(f"/tmp/fastaa-{os.geteuid()}")
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return path
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+        raise ForbiddenError(
+            f"{path} belongs to another user, who could pose as your daemon",
+            "set runtime_dir in the daemon's configuration, and FASTAA_RUNTIME_DIR here",
+        )
+    return path
+
+
+def connect_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """A connected Unix socket, or an error that says how to get a daemon."""
+    if len(os.fsencode(path)) > _PATH_BYTES_MAX:
+        raise InvalidRequestError(
+            f"{path}: a socket's path has at most {_PATH_BYTES_MAX} bytes",
+            "use a shorter runtime_dir",
+        )
+    connection = socket.socket(socket.AF_UNIX, kind)
+    try:
+        connection.settimeout(ANSWER_SECONDS_MAX)
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        connection.close()
+        raise DaemonNotRunning(
+            f"no fastaa-loaderd listens at {path}",
+            "start it with: fastaa-loaderd --config FILE (its runtime_dir must be "
+            f"{path.parent}; else pass runtime_dir= or set FASTAA_RUNTIME_DIR)",
+        ) from None
+    except PermissionError:
+        connection.close()
+        raise ForbiddenError(
+            f"this user may not open {path}",
+            "join the daemon's group, or start a daemon of your own",
+        ) from None
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, TimeoutError | BlockingIOError):
+            raise DaemonNotRunning(
+                f"the daemon at {path} accepts no connection",
+                "it may be stopped or overloaded; see its log",
+            ) from None
+        raise
+    return connection
+
+
+class LocalStream(NamedTuple):
+    """An answered HELLO; the caller owns the socket and the file descriptor."""
+
+    welcome: _messages.Welcome
+    socket: socket.socket
+    slab_fd: int
+
+
+def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
+    """Asks the daemon of `runtime_dir` for a stream. Raises the refusal, if it is one."""
+    path = runtime_dir / HELLO_SOCKET
+    message = encode_hello(hello)
+    connection = connect_socket(path, socket.SOCK_SEQPACKET)
+    try:
+        connection.sendall(message)
+        answer, fds = _receive_with_fds(connection, path)
+        try:
+            welcome = welcome_of(answer)
+            if len(fds) != 1:
+                raise ProtocolError(f"the daemon at {path} sent {len(fds)} slabs instead of 1")
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return LocalStream(welcome, connection, fds[0])
+    except TimeoutError:
+        connection.close()
+        raise DaemonGone(
+            f"the daemon at {path} did not answer within {ANSWER_SECONDS_MAX:.0f} s",
+            "it may be stopped or overloaded; see its log",
+        ) from None
+    except (BrokenPipeError, ConnectionResetError):
+        connection.close()
+        raise _hung_up(path) from None
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _hung_up(path: Path) -> Error:
+    return DaemonGone(
+        f"the daemon at {path} hung up without an answer",
+        "its log says why; if it has just died, start it again",
+    )
+
+
+def _receive_with_fds(connection: socket.socket, path: Path) -> tuple[bytes, list[int]]:
+    """One message and the file descriptors that came with it, which the caller must close."""
+    fd_bytes = array.array("i").itemsize
+    # Room for a few more than belong, so that too many are noticed rather than dropped.
+    answer, control, flags, _ = connection.recvmsg(
+        _wire.HELLO_BYTES_MAX, socket.CMSG_SPACE(4 * fd_bytes), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array("i")
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fd_bytes])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not answer:
+        for fd in fds:
+            os.close(fd)
+        if not answer:
+            raise _hung_up(path)
+        raise ProtocolError(f"the answer of the daemon at {path} is too long")
+    return answer, fds.tolist()
+
+
+def encode_hello(hello: _messages.ClientHello) -> bytes:
+    """The bytes of a HELLO; a request that does not fit is the caller's mistake."""
+    try:
+        return _wire.encode(hello)
+    except _wire.WireError as error:
+        raise InvalidRequestError(f"the request cannot be sent: {error}") from None
+
+
+def welcome_of(answer: bytes | _messages.ServerHello) -> _messages.Welcome:
+    """The welcome in an answer. Raises what it is otherwise."""
+    if isinstance(answer, bytes):
+        try:
+            answer = _wire.decode(_messages.ServerHello, answer)
+        except _wire.WireError as error:
+            raise protocol_error(error) from None
+    if isinstance(answer.reply, _messages.Refusal):
+        raise error_from_refusal(answer.reply)
+    return answer.reply
+
+
+def protocol_error(error: _wire.WireError) -> ProtocolError:
+    """What a message that cannot be read becomes."""
+    return ProtocolError(
+        f"the daemon speaks another language: {error}",
+        "install the client and the daemon from the same release",
+    )

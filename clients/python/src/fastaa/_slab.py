@@ -1,0 +1,86 @@
+"""The slab: the memory that the daemon fills and this process reads, cut into slots.
+
+A slot's content: pixels from byte 0, then labels, then sample indices (`_messages.Welcome` says
+where). The slab is mapped shared and writable, so that an in-place operation on a batch is
+harmless: the daemon rewrites a slot whole before it lends it again.
+
+*Invariant*: nothing here unmaps the slab. Every root keeps the map alive, and the map goes when
+the last root and the connection are gone; a tensor never outlives its memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+from typing import Any
+
+from . import _messages
+from .errors import ProtocolError
+
+_ITEM_BYTES = {
+    _messages.WireDtype.U8: 1,
+    _messages.WireDtype.F16: 2,
+    _messages.WireDtype.Bf16: 2,
+    _messages.WireDtype.F32: 4,
+}
+
+
+def pixel_bytes(welcome: _messages.Welcome, n_samples: int) -> int:
+    """Bytes of the pixels of `n_samples` samples."""
+    n_values = n_samples * welcome.channels * welcome.height * welcome.width
+    return n_values * _ITEM_BYTES[welcome.dtype]
+
+
+def label_bytes(welcome: _messages.Welcome, n_samples: int) -> int:
+    """Bytes of the labels of `n_samples` samples."""
+    if isinstance(welcome.labels, _messages.VectorLabels):
+        return n_samples * welcome.labels.len * 4
+    return n_samples * 8
+
+
+def check_slot_layout(welcome: _messages.Welcome) -> None:
+    """Refuses a slot whose parts overlap or do not fit, before anything is read by it."""
+    n_samples = welcome.batch_size
+    parts = (
+        ("pixels", 0, pixel_bytes(welcome, n_samples), welcome.labels_offset),
+        ("labels", welcome.labels_offset, label_bytes(welcome, n_samples), welcome.indices_offset),
+        ("indices", welcome.indices_offset, n_samples * 8, welcome.slot_bytes),
+    )
+    for name, start, length, end in parts:
+        if start + length > end:
+            raise ProtocolError(
+                f"the daemon announces slots whose {name} ({length} bytes at byte {start}) run "
+                f"over byte {end}",
+                "install the client and the daemon from the same release",
+            )
+    if welcome.n_slots < 1:
+        raise ProtocolError("the daemon announces a slab without slots")
+
+
+class Slab:
+    """A mapped slab."""
+
+    def __init__(self, fd: int, welcome: _messages.Welcome) -> None:
+        """Maps the slab behind `fd`; the caller keeps and closes `fd`."""
+        length = welcome.n_slots * welcome.slot_bytes
+        found = os.fstat(fd).st_size
+        if found < length:
+            raise ProtocolError(f"the slab has {found} bytes, but {length} were announced")
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            # A slab that can shrink under the map would end the training by SIGBUS.
+            raise ProtocolError("the slab that the daemon sent is not sealed against shrinking")
+        self._map = mmap.mmap(
+            fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+        self._slot_bytes = welcome.slot_bytes
+        self._slot_type: Any = ctypes.c_ubyte * welcome.slot_bytes
+
+    def root(self, slot: int) -> Any:
+        """A buffer that is the slot: views of it keep it alive, and it keeps the map alive."""
+        return self._slot_type.from_buffer(self._map, slot * self._slot_bytes)
+
+    def copy(self, slot: int) -> Any:
+        """A private copy of the slot, of the same kind as `root`."""
+        return self._slot_type.from_buffer_copy(self._map, slot * self._slot_bytes)

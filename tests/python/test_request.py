@@ -1,0 +1,209 @@
+"""Requests, states and digests as values; no daemon needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fastaa
+import numpy as np
+import pytest
+from fastaa import _digest, _hello, _request, _state
+from support import python
+from test_lease import WELCOME
+
+ARGUMENTS: dict[str, Any] = {
+    "dataset": "toy",
+    "split": "train",
+    "batch_size": 8,
+    "seed": 0,
+    "rank": None,
+    "world_size": None,
+    "group": None,
+    "mode": "shard",
+    "drop_last": False,
+    "shuffle": True,
+    "recipe": "{}",
+    "n_slots": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def request(**changes: Any) -> Any:
+    return _request.stream_request(**{**ARGUMENTS, **changes})
+
+
+def test_rank_and_group_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (request().rank, request().world_size, request().group) == (0, 1, "")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run-7")
+    assert (request().rank, request().world_size, request().group) == (2, 4, "run-7")
+    given = request(rank=1, world_size=2, group="mine")
+    assert (given.rank, given.world_size, given.group) == (1, 2, "mine")
+    broadcast = request(mode="broadcast")
+    assert (broadcast.rank, broadcast.world_size) == (0, 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert request().group.startswith("torchrun-")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"batch_size": True},
+        {"seed": -1},
+        {"seed": 1 << 64},
+        {"rank": 1},
+        {"rank": 2, "world_size": 2},
+        {"mode": "scatter"},
+        {"dataset": 3},
+        {"n_slots": -1},
+    ],
+)
+def test_refuses_values_that_make_no_sense(changes: dict[str, Any]) -> None:
+    with pytest.raises(fastaa.InvalidRequestError) as caught:
+        request(**changes)
+    assert isinstance(caught.value, ValueError)
+    assert next(iter(changes)) in str(caught.value)
+
+
+def test_recipe_overrides_and_policy(tmp_path: Path) -> None:
+    assert json.loads(_request.recipe("active", {"hflip": False})) == {
+        "policy": "active",
+        "hflip": False,
+    }
+    assert json.loads(_request.recipe(None, {})) == {}
+    path = tmp_path / "policy.json"
+    assert json.loads(_request.recipe(path, {})) == {"policy": str(path)}
+    with pytest.raises(fastaa.InvalidRequestError, match="recipe"):
+        _request.recipe("none", {"normalize": np.ones(3)})
+
+
+def test_devices_other_than_the_cpu_come_later() -> None:
+    _request.check_device(None)
+    _request.check_device("cpu")
+    with pytest.raises(fastaa.UnsupportedError, match="later version") as caught:
+        _request.check_device("cuda:0")
+    assert isinstance(caught.value, NotImplementedError)
+
+
+def test_tcp_wants_an_address_and_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret\n")
+    for token in ("secret", file, str(file)):
+        target = _request.target(None, "tcp://127.0.0.1:1", token, "numpy", None)
+        assert target.token == "secret"
+    for address, token in (("udp://x", "secret"), ("tcp://x:1", None), (None, "secret")):
+        with pytest.raises(fastaa.InvalidRequestError):
+            _request.target(None, address, token, "numpy", None)
+    with pytest.raises(fastaa.InvalidRequestError, match="token file"):
+        _request.target(None, "tcp://x:1", tmp_path / "absent", "numpy", None)
+
+
+def test_the_runtime_directory_follows_one_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTAA_RUNTIME_DIR", "/a")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/b")
+    assert _hello.runtime_dir_of("/given") == Path("/given")
+    assert _hello.runtime_dir_of(None) == Path("/a")
+    monkeypatch.delenv("FASTAA_RUNTIME_DIR")
+    assert _hello.runtime_dir_of(None) == Path("/b/fastaa")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert _hello.runtime_dir_of(None) == Path("/run/fastaa")
+    monkeypatch.setattr("os.geteuid", lambda: 123456)
+    assert _hello.runtime_dir_of(None) == Path("/tmp/fastaa-123456")
+
+
+def test_a_state_is_small_and_comes_back() -> None:
+    stream = request(dataset="d" * 128, split="s" * 64)
+    position = _state.Position(1 << 39, 77, 9, "p" * 128 + "@123", (1 << 64) - 1, 0)
+    state = _state.state_of(position, stream, WELCOME._replace(fingerprint="f" * 64))
+    assert len(json.dumps(state)) <= 1024
+    restored = json.loads(json.dumps(state))
+    assert _state.position_of(restored, stream, WELCOME._replace(fingerprint="f" * 64)) == position
+
+
+def test_a_state_of_another_stream_is_refused() -> None:
+    stream = request()
+    state = _state.state_of(_state.Position(offset=8), stream, WELCOME)
+    for other, welcome, word in (
+        (request(seed=1), WELCOME, "seed"),
+        (request(shuffle=False), WELCOME, "shuffle"),
+        (request(drop_last=True), WELCOME, "drop_last"),
+        (request(split="test"), WELCOME, "split"),
+        (stream, WELCOME._replace(fingerprint="g"), "fingerprint"),
+    ):
+        with pytest.raises(fastaa.StateError, match=word):
+            _state.position_of(state, other, welcome)
+    for broken in ({}, {**state, "version": 2}, {**state, "offset": 101}, {**state, "digest": "x"}):
+        with pytest.raises(fastaa.StateError):
+            _state.position_of(broken, stream, WELCOME)
+
+
+def test_a_finished_epoch_resumes_as_the_next_one() -> None:
+    stream = request()
+    finished = _state.Position(epoch=4, offset=100, is_complete=True, policy="p@1", digest=5)
+    state = _state.state_of(finished, stream, WELCOME)
+    assert _state.position_of(state, stream, WELCOME) == _state.Position(epoch=5)
+    # Eight samples at a time left four over; sixteen at a time have no step for them.
+    dropping = request(drop_last=True, batch_size=16)
+    state = _state.state_of(_state.Position(epoch=4, offset=96), dropping, WELCOME)
+    assert _state.position_of(state, dropping, WELCOME) == _state.Position(epoch=5)
+
+
+def test_the_digest_goes_on_only_for_the_same_share() -> None:
+    position = _state.Position(epoch=1, offset=32, step=2, digest=99)
+    alone = request()
+    state = _state.state_of(position, alone, WELCOME)
+    assert _state.position_of(state, request(batch_size=5), WELCOME).digest == 99
+    other = _state.position_of(state, request(rank=0, world_size=2), WELCOME)
+    assert (other.digest, other.digest_since, other.offset) == (0, 32, 32)
+    state = _state.state_of(position, request(rank=0, world_size=2), WELCOME)
+    assert _state.position_of(state, request(rank=0, world_size=2), WELCOME).digest == 99
+    assert _state.position_of(state, request(rank=1, world_size=2), WELCOME).digest == 0
+
+
+def test_splitmix64_gives_the_known_answers() -> None:
+    """The first three numbers of Vigna's splitmix64.c from the state 1234567."""
+    gamma = 0x9E37_79B9_7F4A_7C15
+    states = np.array([(1234567 + k * gamma) & ((1 << 64) - 1) for k in range(3)], np.uint64)
+    assert _digest.splitmix64(states).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+
+
+def test_digests_add_up_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    order = rng.permutation(200_000)
+    parts = np.array_split(order, 7)
+    total = 0
+    for part in parts:
+        total = _digest.add(total, _digest.digest_of(part))
+    assert total == _digest.digest_of_first(200_000)
+    assert total != _digest.digest_of_first(199_999)
+    twice = np.concatenate([order[:-1], order[:1]])
+    assert _digest.digest_of(twice) != total
+
+
+def test_importing_has_no_side_effects() -> None:
+    """No torch, no threads, no sockets, no environment: `-W error -X dev` stays quiet, too."""
+    code = """
+import sys, threading
+before = threading.active_count()
+import fastaa
+assert "torch" not in sys.modules
+assert threading.active_count() == before
+"""
+    process = python(code)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
