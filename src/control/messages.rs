@@ -211,6 +211,9 @@ pub struct DaemonReport {
     /// Address of the HTTP server (`127.0.0.1:9464`), or `None`.
     #[serde(default)]
     pub http: Option<String>,
+    /// Where TCP clients connect (`tcp://127.0.0.1:5555`), or `None`.
+    #[serde(default)]
+    pub tcp: Option<String>,
 }
 
 /// One split of a dataset.

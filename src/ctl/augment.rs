@@ -16,7 +16,7 @@ use super::{Context, CtlError, output};
 use crate::augment::{Action, DrawnOp, PreparedPolicy, Scratch, apply_action};
 use crate::image::Image;
 use crate::limits::{IMAGE_BYTES_MAX, IMAGE_SIDE_MAX};
-use crate::policy::{Magnitude, Op, OpStep, OpsProfile, Policy, SubPolicy};
+use crate::policy::{self, Magnitude, Op, OpStep, OpsProfile, SubPolicy};
 use crate::random::{Purpose, SampleRng};
 
 const PROFILES: [OpsProfile; 3] =
@@ -74,7 +74,7 @@ pub(crate) fn run(context: &Context, args: AugmentArgs) -> Result<(), CtlError> 
     check_output_name(&args.output)?;
     let prepared = match (&args.op, &args.policy) {
         (Some(name), _) => single_op(name, &args)?,
-        (None, Some(reference)) => PreparedPolicy::new(&load_policy(reference)?),
+        (None, Some(reference)) => PreparedPolicy::new(&policy::load_reference(reference)?),
         (None, None) => return Err(usage("nothing to apply", "give --op or --policy")),
     };
     let mut image = load_image(&args.image)?;
@@ -139,14 +139,6 @@ fn unknown_op(name: &str) -> CtlError {
         format!("there is no operation '{name}'"),
         format!("did you mean {nearest}? The operations are {all}"),
     )
-}
-
-/// The policy of a reference: a file's path, or a built-in's name.
-fn load_policy(reference: &str) -> Result<Policy, CtlError> {
-    Err(failed(
-        format!("policy '{reference}': policies can't be read here yet"),
-        "apply a single operation with --op NAME --magnitude λ",
-    ))
 }
 
 fn check_output_name(path: &Path) -> Result<(), CtlError> {

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::daemon::connect;
+use super::status::datasets_table;
 use super::{Context, CtlError, output};
+use crate::control::{Reply, Request};
 use crate::dataset::{
     self, DatasetError, FingerprintCheck, Label, LabelKind, PackOptions, Progress, Split,
     SplitInfo, VerifyReport,
@@ -109,11 +112,16 @@ pub(crate) fn run(context: &Context, command: DatasetCommand) -> Result<(), CtlE
 }
 
 /// Asks the daemon which datasets it serves.
-fn list(_context: &Context) -> Result<(), CtlError> {
-    Err(CtlError::NoDaemon {
-        message: "the list of datasets comes from the daemon, and none was asked".to_owned(),
-        hint: "to look at files without a daemon, use `fastaa-ctl dataset inspect PATH`".to_owned(),
-    })
+fn list(context: &Context) -> Result<(), CtlError> {
+    let mut client = connect(context)?;
+    let datasets = match client.call(&Request::DatasetList)? {
+        Reply::Datasets { datasets } => datasets,
+        reply => return Err(client.unexpected(&reply).into()),
+    };
+    if context.json {
+        return output::print_json(&datasets);
+    }
+    output::print(&datasets_table(&datasets))
 }
 
 fn pack(context: &Context, args: &PackArgs) -> Result<(), CtlError> {

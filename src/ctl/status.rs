@@ -17,10 +17,7 @@ pub(crate) fn run(context: &Context) -> Result<(), CtlError> {
 
 fn page(report: &StatusReport) -> String {
     let daemon = &report.daemon;
-    let torch = daemon
-        .torch
-        .as_ref()
-        .map_or_else(|| "built without torch".to_owned(), |version| format!("torch {version}"));
+    let torch = daemon.torch.as_deref().unwrap_or("built without torch");
     let mut parts = vec![
         format!(
             "fastaa-loaderd {}, pid {}, up {}, {} worker threads, {torch}\n",
@@ -31,6 +28,7 @@ fn page(report: &StatusReport) -> String {
         ),
         format!("runtime {}, state {}\n", daemon.runtime_dir, daemon.state_dir),
         daemon.http.as_ref().map_or_else(String::new, |http| format!("http {http}\n")),
+        daemon.tcp.as_ref().map_or_else(String::new, |tcp| format!("streams also on {tcp}\n")),
         format!("\ndatasets\n{}", datasets_table(&report.datasets)),
         format!("\npolicies\n{}", policies_table(&report.policies)),
         format!("\nstreams\n{}", streams_table(&report.streams)),
@@ -44,7 +42,7 @@ fn page(report: &StatusReport) -> String {
     parts.concat()
 }
 
-fn datasets_table(datasets: &[DatasetReport]) -> String {
+pub(super) fn datasets_table(datasets: &[DatasetReport]) -> String {
     let rows: Vec<_> = datasets
         .iter()
         .map(|dataset| {

@@ -29,6 +29,12 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
     let started = Instant::now();
     // Sockets for the group, nothing for others; who of the group may subscribe is checked by uid.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Without a handler, a write beyond `ulimit -f` kills without a word; with one it fails, and
+    // the error names the file. The handler outlives this stream.
+    let signal_context = runtime.enter();
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
+    drop(signal_context);
     let lock = RuntimeLock::take(&places.runtime)?;
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -75,7 +81,7 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
     let counters = server.worker_counters();
     let handler = DaemonHandler { facts, datasets, store, server: server.handle(), counters };
     warn_of_what_is_missing(config);
-    let ended = supervise(config, places, &server, handler);
+    let ended = runtime.block_on(supervise(config, places, &server, handler));
     notify(&[sd_notify::NotifyState::Stopping]);
     let joined = server.join();
     drop(lock);
@@ -102,58 +108,53 @@ fn warn_of_what_is_missing(config: &Config) {
 }
 
 /// The control plane: control socket, signals, watchdog. Ends when the daemon is to stop.
-fn supervise(
+async fn supervise(
     config: &Config,
     places: &Places,
     server: &StreamServer,
     handler: DaemonHandler,
 ) -> Result<(), DaemonError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        // Before readiness: whoever stops the daemon at once is heard, too.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let path = places.runtime.control_socket();
-        let options = ServerOptions {
-            mode: CONTROL_SOCKET_MODE,
-            allowed_uids: config.allowed_uids.clone(),
-            ..ServerOptions::default()
-        };
-        let control = ControlServer::bind(&path, options)
-            .map_err(|source| DaemonError::Control { path: path.clone(), source })?;
-        let (stop, stopped) = watch::channel(false);
-        let mut control = tokio::spawn(control.run(Arc::new(handler), stopped));
-        info!(
-            version = env!("CARGO_PKG_VERSION"),
-            runtime_dir = %places.runtime.dir().display(),
-            tcp = server.tcp_endpoint(),
-            "ready"
-        );
-        notify(&[sd_notify::NotifyState::Ready]);
-        let mut interval = tokio::time::interval(SUPERVISION_INTERVAL);
-        let ended = loop {
-            tokio::select! {
-                _ = terminate.recv() => { info!("SIGTERM: draining"); break Ok(()); }
-                _ = interrupt.recv() => { info!("SIGINT: draining"); break Ok(()); }
-                result = &mut control => {
-                    error!(?result, "the control socket failed");
+    // Before readiness: whoever stops the daemon at once is heard, too.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let path = places.runtime.control_socket();
+    let options = ServerOptions {
+        mode: CONTROL_SOCKET_MODE,
+        allowed_uids: config.allowed_uids.clone(),
+        ..ServerOptions::default()
+    };
+    let control = ControlServer::bind(&path, options)
+        .map_err(|source| DaemonError::Control { path: path.clone(), source })?;
+    let (stop, stopped) = watch::channel(false);
+    let mut control = tokio::spawn(control.run(Arc::new(handler), stopped));
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        runtime_dir = %places.runtime.dir().display(),
+        tcp = server.tcp_endpoint(),
+        "ready"
+    );
+    notify(&[sd_notify::NotifyState::Ready]);
+    let mut interval = tokio::time::interval(SUPERVISION_INTERVAL);
+    let ended = loop {
+        tokio::select! {
+            _ = terminate.recv() => { info!("SIGTERM: draining"); break Ok(()); }
+            _ = interrupt.recv() => { info!("SIGINT: draining"); break Ok(()); }
+            result = &mut control => {
+                error!(?result, "the control socket failed");
+                return Err(DaemonError::ThreadDied);
+            }
+            _ = interval.tick() => {
+                if server.has_ended() {
                     break Err(DaemonError::ThreadDied);
                 }
-                _ = interval.tick() => {
-                    if server.has_ended() {
-                        break Err(DaemonError::ThreadDied);
-                    }
-                    feed_watchdog(server.handle()).await;
-                }
+                feed_watchdog(server.handle()).await;
             }
-        };
-        // Fails only if the control server has ended, which is what is asked for.
-        let _ = stop.send(true);
-        if !control.is_finished() {
-            let _ = control.await;
         }
-        ended
-    })
+    };
+    // Fails only if the control server has ended, which is what is asked for.
+    let _ = stop.send(true);
+    let _ = control.await;
+    ended
 }
 
 /// Tells systemd that the stream server still answers; silence makes it restart the daemon.

