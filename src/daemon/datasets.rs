@@ -86,6 +86,7 @@ impl Datasets {
                 suggestion(split, &names)
             );
             Refusal::new(ErrorCode::NotFound, message)
+                .with_hint("splits are listed in the daemon's configuration")
         })
     }
 }

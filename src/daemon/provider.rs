@@ -105,6 +105,7 @@ impl Provider {
 
 fn refuse_recipe(error: RecipeError) -> Refusal {
     Refusal::new(ErrorCode::Invalid, with_suggestion(&error.to_string()))
+        .with_hint("recipe keys are those of [stream.defaults] in config/reference.toml")
 }
 
 fn refuse_policy(error: PolicyError) -> Refusal {

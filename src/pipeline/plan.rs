@@ -100,10 +100,10 @@ mod tests {
             n_samples in 1u64..400,
             batch_size in 1u32..50,
             world_size in 1u32..9,
-            offset_part in 0.0f64..1.0,
+            offset_part in 0u64..100,
             drop_last: bool,
         ) {
-            let start_offset = (offset_part * n_samples as f64) as u64;
+            let start_offset = n_samples * offset_part / 100;
             let plan = |rank| EpochPlan {
                 n_samples, batch_size, world_size, rank, drop_last, start_offset,
             };
