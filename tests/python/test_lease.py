@@ -197,6 +197,8 @@ def test_closing_wakes_who_waits_and_later_deaths_are_silent(slab_fd: int) -> No
     releases.close()
     waiter.join(10)
     assert not waiter.is_alive()
+    releases.drain()
+    assert is_ready(releases), "a drain that is under way must not hide the close"
     fd = releases.fd
     del releases
     gc.collect()

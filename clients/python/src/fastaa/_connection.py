@@ -51,6 +51,9 @@ _LAST_WORDS_SECONDS_MAX = 10.0
 _BYE_MS = 100
 """How long `close` waits for a Bye to leave this process."""
 
+_RECONNECT_MS = 3_600_000
+"""Longer than any connection lives after its end."""
+
 _HEARTBEAT_MS = 1_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 
@@ -154,8 +157,9 @@ class Connection:
         try:
             dealer.setsockopt(zmq.LINGER, 0)
             # A socket that reconnects would tell a restarted daemon what was meant for the dead
-            # one; and on TCP only the heartbeat tells that a peer vanished without a word.
-            dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+            # one; and on TCP only the heartbeat tells that a peer vanished without a word. (-1, to
+            # never reconnect, would also throw away what came before the end.)
+            dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
             dealer.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
             dealer.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS)

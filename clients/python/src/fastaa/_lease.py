@@ -87,6 +87,9 @@ class Releases:
         """The leases to give back now. The caller holds the connection's lock."""
         # Cleared first: a lease that comes in between is found now and wakes once for nothing.
         self._event.clear()
+        if self.closed:
+            # `close` may have come just before: nobody who waits may miss it.
+            self._event.set()
         leases = []
         while self._waiting:
             leases.append(self._waiting.popleft())
