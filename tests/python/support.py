@@ -1,8 +1,9 @@
 """What the tests need around the client: synthetic datasets and the real daemon.
 
-Two datasets, made of a fixed seed:
+Datasets, made of a fixed seed:
 
 * `toy`: IDX files, 28x28 grey, 1,000 training and 210 test images, ten classes;
+* `fashion-mnist`: the same files, for the example that trains on that name;
 * `colour`: CIFAR-10 binary files, 32x32 RGB, 300 training and 50 test images.
 """
 
@@ -110,6 +111,10 @@ train = "{self.directory / "toy" / "train-images-idx3-ubyte"}"
 test = "{self.directory / "toy" / "t10k-images-idx3-ubyte"}"
 
 [[dataset]]
+name = "fashion-mnist"
+path = "{self.directory / "toy"}"
+
+[[dataset]]
 name = "colour"
 train = "{self.directory / "colour" / "data_batch_1.bin"}"
 test = "{self.directory / "colour" / "test_batch.bin"}"
@@ -194,6 +199,16 @@ token_file = "{self.token_file}"
             except subprocess.TimeoutExpired:
                 self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def indices_of(batches: Any) -> list[list[int]]:
+    """The sample indices of each batch."""
+    return [batch.indices.tolist() for batch in batches]
+
+
+def flat(lists: list[list[int]]) -> list[int]:
+    """All of them, one after the other."""
+    return [index for part in lists for index in part]
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:

@@ -28,7 +28,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from . import _hello, _messages, _wire
 from ._lease import Releases
-from ._slab import Slab, check_slot_layout
+from ._slab import Slab, check_slot_layout, samples_per_batch_max
 from .errors import (
     DaemonGone,
     DaemonNotRunning,
@@ -349,11 +349,11 @@ class Connection:
 
     def _check_batch(self, batch: _messages.BatchDescriptor, frames: list[Any]) -> None:
         """Refuses a descriptor that would make us read outside of a slot."""
-        welcome = self.welcome
-        if batch.slot >= welcome.n_slots or batch.n_samples > welcome.batch_size:
+        welcome, n_samples_max = self.welcome, samples_per_batch_max(self.welcome)
+        if batch.slot >= welcome.n_slots or batch.n_samples > n_samples_max:
             raise ProtocolError(
                 f"the daemon announces {batch.n_samples} samples in slot {batch.slot}; the slab "
-                f"has {welcome.n_slots} slots of {welcome.batch_size}"
+                f"has {welcome.n_slots} slots of {n_samples_max}"
             )
         if len(frames) != 1 + batch.inline or (batch.inline and self._slab is not None):
             raise ProtocolError(f"a batch came in {len(frames)} frames")

@@ -40,9 +40,14 @@ def label_bytes(welcome: _messages.Welcome, n_samples: int) -> int:
     return n_samples * 8
 
 
+def samples_per_batch_max(welcome: _messages.Welcome) -> int:
+    """What a slot has room for: the split may be smaller than a batch."""
+    return min(welcome.batch_size, welcome.n_samples)
+
+
 def check_slot_layout(welcome: _messages.Welcome) -> None:
     """Refuses a slot whose parts overlap or do not fit, before anything is read by it."""
-    n_samples = welcome.batch_size
+    n_samples = samples_per_batch_max(welcome)
     parts = (
         ("pixels", 0, pixel_bytes(welcome, n_samples), welcome.labels_offset),
         ("labels", welcome.labels_offset, label_bytes(welcome, n_samples), welcome.indices_offset),
