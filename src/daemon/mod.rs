@@ -92,6 +92,8 @@ impl DaemonError {
                  makes a dataset"
             }
             Self::Config(_) => "config/reference.toml has every key",
+            Self::LogFilter(_) => "levels are error, warn, info, debug and trace",
+            Self::Paths(_) => "$FASTAA_RUNTIME_DIR or runtime_dir in the configuration chooses it",
             Self::DefaultPolicy(_) => "write policy = \"none\" to start without one",
             _ => "",
         }

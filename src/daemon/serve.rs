@@ -21,7 +21,7 @@ use super::{DaemonError, Places, token};
 
 /// How often the parts are looked at.
 const SUPERVISION_INTERVAL: Duration = Duration::from_secs(1);
-/// The control socket may be reached by the daemon's group; who of it is heard, `allowed_uids` says.
+/// The daemon's group may reach the control socket; who of it is heard, `allowed_uids` says.
 const CONTROL_SOCKET_MODE: u32 = 0o660;
 
 /// Runs until SIGTERM or SIGINT, or until a part fails.

@@ -197,10 +197,11 @@ impl Recipe {
     }
 
     fn validate_crop(&self) -> Result<(), RecipeError> {
-        let (Crop::Pad { size, .. } | Crop::Center { size, .. } | Crop::RandomResized { size, .. }) =
-            self.crop
-        else {
-            return Ok(());
+        let size = match self.crop {
+            Crop::None => return Ok(()),
+            Crop::Pad { size, .. }
+            | Crop::Center { size, .. }
+            | Crop::RandomResized { size, .. } => size,
         };
         if size == 0 || size > IMAGE_SIDE_MAX {
             return Err(value_error("crop.size", format!("must be 1 to {IMAGE_SIDE_MAX} pixels")));

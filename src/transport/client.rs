@@ -19,6 +19,9 @@ use super::wire::{
     StreamRequest, Welcome, WireDtype, WireError, WireLabels,
 };
 
+/// How long a client waits for frames of a daemon that has hung up.
+const LAST_WORDS_MS: i64 = 200;
+
 /// Why a client has no batch.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -211,11 +214,15 @@ impl StreamClient {
             Ok(_) | Err(zmq::Error::EINTR) => {}
             Err(error) => return Err(system(error)),
         }
-        // What arrived before the end is read first.
-        if items[1].is_readable() && !items[0].is_readable() {
-            return Err(ClientError::Gone("its socket hung up".to_owned()));
+        if items[0].is_readable() || !items[1].is_readable() {
+            return Ok(());
         }
-        Ok(())
+        // What the daemon said before its end may still be on its way through ZeroMQ's thread.
+        match zmq::poll(&mut items[..1], LAST_WORDS_MS) {
+            Ok(0) => Err(ClientError::Gone("its socket hung up".to_owned())),
+            Ok(_) | Err(zmq::Error::EINTR) => Ok(()),
+            Err(error) => Err(system(error)),
+        }
     }
 
     fn batch(&self, descriptor: BatchDescriptor) -> Result<ClientBatch, ClientError> {

@@ -3,8 +3,8 @@
 //! Owns everything between a finished batch and a training process. Never looks into pixels, and
 //! does not know datasets or policies by name: a [`provider::StreamProvider`] does.
 //!
-//! Two threads: `hello` owns the Unix sockets and notices deaths; `event_loop` owns the ZeroMQ sockets
-//! and the state of every session. They speak through one bounded queue.
+//! Two threads: `hello` owns the Unix sockets and notices deaths; `event_loop` owns the ZeroMQ
+//! sockets and the state of every session. They speak through one bounded queue.
 
 pub mod client;
 pub mod provider;

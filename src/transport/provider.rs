@@ -50,8 +50,8 @@ pub trait StreamProvider: Send + Sync {
     /// A refusal that the client shows to its user.
     fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal>;
 
-    /// The policy of `epoch` in `run`: the one pinned before, or `resumed` (what the client says the
-    /// epoch began with), or what the recipe's reference means now.
+    /// The policy of `epoch` in `run`: the one pinned before, or `resumed` (what the client says
+    /// the epoch began with), or what the recipe's reference means now.
     ///
     /// # Errors
     /// The reference names nothing.

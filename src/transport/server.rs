@@ -231,11 +231,13 @@ impl StreamServer {
 
     /// Drains and waits until all threads have ended; `false`: one of them panicked.
     pub fn join(self) -> bool {
-        self.hello_stop.wake();
-        let hello_ok = self.hello_thread.join().is_ok();
+        // The server first: a client takes the end of its HELLO socket for the daemon's death, and
+        // would not wait for the good-bye.
         self.handle.drain();
         let server_ok = self.server_thread.join().is_ok();
-        hello_ok && server_ok
+        self.hello_stop.wake();
+        let hello_ok = self.hello_thread.join().is_ok();
+        server_ok && hello_ok
     }
 }
 

@@ -122,7 +122,7 @@ impl Slab {
         assert!(!self.lent[slot].load(Ordering::Acquire), "slot {slot} is being written");
         let begin = slot * self.layout.slot_bytes;
         assert!(begin + self.layout.slot_bytes <= self.map.len(), "slot {slot} is outside the map");
-        // SAFETY: the range is inside the map (assertion), and nothing writes to it: the slot is not
+        // SAFETY: the range is inside the map (assertion), and nobody writes to it: the slot isn't
         // lent, only the caller (the one server thread) could lend it, and the slabs of consumers
         // without shared memory are known to this process alone.
         let bytes = unsafe {
