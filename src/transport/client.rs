@@ -184,6 +184,14 @@ impl StreamClient {
         if released.is_empty() { Ok(()) } else { self.send(ClientBody::Release(released)) }
     }
 
+    /// Releases a slot by name; a dropped batch does it by itself.
+    ///
+    /// # Errors
+    /// The daemon cannot be reached.
+    pub fn release(&mut self, lease: SlotLease) -> Result<(), ClientError> {
+        self.send(ClientBody::Release(vec![lease]))
+    }
+
     fn send(&self, body: ClientBody) -> Result<(), ClientError> {
         let frame = ClientFrame { protocol: PROTOCOL_VERSION, session: self.welcome.session, body };
         self.socket.send(wire::encode(&frame)?, 0).map_err(system)?;
