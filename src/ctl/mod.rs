@@ -117,13 +117,10 @@ pub fn main() -> ExitCode {
         Command::Dataset(command) => dataset::run(&context, command),
         Command::Stream(command) => stream::run(&context, &command),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Args::command(),
-                "fastaa-ctl",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            // Into memory first: the generator panics when its output is closed.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "fastaa-ctl", &mut script);
+            output::print(&String::from_utf8_lossy(&script))
         }
     };
     output::exit_code(result)
