@@ -213,7 +213,7 @@ def test_two_threads_on_one_loader_and_a_close_under_a_wait(daemon: Daemon) -> N
         except BaseException as error:
             caught.append(error)
 
-    thread = threading.Thread(target=consume)
+    thread = threading.Thread(target=consume, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
     while not loader._busy.locked():
