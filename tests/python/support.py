@@ -95,6 +95,7 @@ class Daemon:
         self.log = self.directory / "daemon.log"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self.is_ended_by_test = False
         write_idx(self.directory / "toy")
         write_cifar(self.directory / "colour")
         self.token_file.write_text("the-token-of-the-tests\n")
@@ -147,8 +148,13 @@ token_file = "{self.token_file}"
         assert binary is not None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [binary, "--config", self.config], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [binary, "--config", self.config],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=dict(os.environ, RUST_BACKTRACE="1"),
             )
+        self.is_ended_by_test = False
         deadline = time.monotonic() + WAIT_SECONDS_MAX
         while not self._accepts():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -169,6 +175,7 @@ token_file = "{self.token_file}"
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal."""
         assert self.process is not None
+        self.is_ended_by_test |= number in (signal.SIGTERM, signal.SIGKILL)
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -198,7 +205,10 @@ token_file = "{self.token_file}"
                 self.wait()
             except subprocess.TimeoutExpired:
                 self.kill()
+        log = self.log.read_text() if self.log.exists() else ""
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self.process is not None and not self.is_ended_by_test:
+            raise AssertionError(f"the daemon ended by itself:\n{log}")
 
 
 def indices_of(batches: Any) -> list[list[int]]:

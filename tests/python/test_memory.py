@@ -90,7 +90,8 @@ def test_batches_may_die_in_another_thread(shared_daemon: Daemon) -> None:
         while handed.get() is not None:
             gc.collect()
 
-    thread = threading.Thread(target=drop)
+    # A daemon thread: if the test fails, nobody tells it to end.
+    thread = threading.Thread(target=drop, daemon=True)
     thread.start()
     total = 0
     for _ in range(3):

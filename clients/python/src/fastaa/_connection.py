@@ -179,6 +179,7 @@ class Connection:
         """Asks for `epoch` from the global sample `offset` on; what is under way is abandoned."""
         self._check_process()
         with self._lock:
+            self._check_open()
             self._seek += 1
             try:
                 self._send(_messages.Start(self._seek, epoch, offset, policy))
@@ -193,6 +194,7 @@ class Connection:
         """
         self._check_process()
         with self._lock:
+            self._check_open()
             self._give_back()
             while True:
                 self.torn = True
@@ -276,8 +278,11 @@ class Connection:
                 "this loader belongs to the process that made it, not to its forked child",
                 "make a fastaa.Loader of its own in the child, after the fork",
             )
+
+    def _check_open(self) -> None:
+        """To be called with the lock held: another thread may close at any time."""
         if self._closed:
-            raise UsageError("this connection is closed")
+            raise UsageError("the loader was closed by another thread")
 
     def _send(self, body: _messages.ClientBody) -> None:
         """Sends a frame; raises `zmq.Again` rather than wait."""

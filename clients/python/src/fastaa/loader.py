@@ -400,6 +400,10 @@ class Loader:
                     "make a new fastaa.Loader",
                 )
             self._connection, self._is_started = connection, False
+            if self._closed:
+                self._disconnect(alive=True)
+                self._check_open()
+            return connection
         return self._connection
 
     def _disconnect(self, *, alive: bool) -> None:
