@@ -244,6 +244,8 @@ fn a_foreign_user_is_refused_unless_allowed() {
 
 #[test]
 fn every_refusal_of_a_request_names_the_value() {
+    use ErrorCode::{Invalid, Malformed, NotFound};
+
     let host = Host::new("");
     let _daemon = host.start();
     let check = |change: &dyn Fn(&mut fastaa::transport::wire::StreamRequest),
@@ -256,7 +258,6 @@ fn every_refusal_of_a_request_names_the_value() {
         assert_eq!(refusal.code, code, "{refusal:?}");
         assert!(refusal.message.contains(expected), "{refusal:?}");
     };
-    use ErrorCode::{Invalid, Malformed, NotFound};
     check(&|r| r.batch_size = 0, Invalid, "batch_size 0");
     check(
         &|r| (r.batch_size, r.drop_last) = (1001, true),

@@ -18,7 +18,7 @@
 //! Slots beyond a shorter sub-policy's end use their words for nothing.
 
 use super::resolve::{Action, resolve};
-use crate::policy::{Magnitude, Op, OpStep, OpsProfile, Policy, PolicyId, SubPolicy};
+use crate::policy::{Magnitude, Op, OpStep, OpsProfile, Policy, SubPolicy};
 use crate::random::SampleRng;
 
 /// Random words that each operation slot uses.
@@ -37,7 +37,6 @@ pub struct PreparedPolicy {
     /// Sub-policy i's operations are `ops[starts[i]..starts[i + 1]]`.
     starts: Vec<usize>,
     ops: Vec<OpStep>,
-    identity: Option<(PolicyId, u64)>,
 }
 
 /// One operation that an image gets, independent of the image's size.
@@ -64,6 +63,13 @@ impl DrawnOp {
     }
 }
 
+/// The identity: nothing is ever drawn.
+impl Default for PreparedPolicy {
+    fn default() -> Self {
+        Self::from_parts(OpsProfile::default(), 1, &[])
+    }
+}
+
 impl PreparedPolicy {
     /// Prepares a policy.
     pub fn new(policy: &Policy) -> Self {
@@ -83,18 +89,7 @@ impl PreparedPolicy {
             starts.push(ops.len());
         }
         let n_slots = sub_policies.iter().map(|sub| sub.ops.len()).max().unwrap_or(0);
-        Self { profile, draws, n_slots, cumulative_weights, starts, ops, identity: None }
-    }
-
-    /// Remembers which policy this is: content hash, and version in the store.
-    #[must_use]
-    pub fn with_identity(self, id: PolicyId, version: u64) -> Self {
-        Self { identity: Some((id, version)), ..self }
-    }
-
-    /// Which policy this is, if [`with_identity`](Self::with_identity) told.
-    pub fn identity(&self) -> Option<(PolicyId, u64)> {
-        self.identity
+        Self { profile, draws, n_slots, cumulative_weights, starts, ops }
     }
 
     /// What the magnitudes mean.

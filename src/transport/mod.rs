@@ -16,3 +16,6 @@ mod hello;
 mod session;
 mod slab;
 mod waker;
+
+#[cfg(test)]
+mod session_tests;
