@@ -170,7 +170,7 @@ def main(out: BinaryIO) -> None:
         channels = len(image.getbands())
         out.write(b"I" + struct.pack("<IIBB", *image.size, channels, kind) + image.tobytes())
         for op, profile, magnitude, negative, centre, result in cases:
-            assert result.size == image.size and result.mode == image.mode
+            assert (result.size, result.mode) == (image.size, image.mode)
             head = struct.pack("<IBBdBdd", n_images, op, profile, magnitude, negative, *centre)
             out.write(b"C" + head + result.tobytes())
             n_cases += 1
