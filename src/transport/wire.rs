@@ -164,7 +164,7 @@ pub struct Welcome {
     pub labels_offset: u64,
     /// Where sample indices start within a slot.
     pub indices_offset: u64,
-    /// Most samples in a batch of this rank.
+    /// As requested. A slot has places for `min(batch_size, n_samples)` samples.
     pub batch_size: u32,
     /// Rows of every image.
     pub height: u32,
@@ -311,7 +311,7 @@ pub struct EpochBegin {
     pub policy_version: u64,
 }
 
-/// Where a batch is and what it is: 78 bytes, 92 with the frame around it.
+/// Where a batch is and what it is: 74 bytes, 88 with the frame around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct BatchDescriptor {
     /// Of the `Start` that it answers.
