@@ -289,3 +289,30 @@ fn every_refusal_of_a_request_names_the_value() {
     );
     check(&|r| r.dataset = "d".repeat(200), Invalid, "name is 200 bytes long");
 }
+
+#[test]
+fn systemd_hears_ready_watchdog_and_stopping() {
+    let host = Host::new("");
+    let path = host.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("binds");
+    socket.set_read_timeout(Some(support::WAIT_MAX)).expect("sets");
+    let heard_until = |word: &str| {
+        let mut buffer = [0; 1024];
+        loop {
+            let n_bytes = socket.recv(&mut buffer).expect("the daemon speaks");
+            let text = String::from_utf8_lossy(&buffer[..n_bytes]);
+            if text.lines().any(|line| line == word) {
+                return;
+            }
+        }
+    };
+    let mut child = host.command().env("NOTIFY_SOCKET", &path).spawn().expect("starts");
+    heard_until("READY=1");
+    // Ready means ready: the very first attempt is served.
+    read_epoch(&mut host.connect(request(10, "{}")).expect("connects"), 0);
+    heard_until("WATCHDOG=1");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("is signalled");
+    heard_until("STOPPING=1");
+    assert!(child.wait().expect("ends").success());
+}
