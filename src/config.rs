@@ -340,6 +340,11 @@ impl Config {
     fn check(&self) -> Result<(), (String, String)> {
         let refuse = |key: &str, problem: &str| Err((key.to_owned(), problem.to_owned()));
         self.check_datasets()?;
+        for (key, dir) in [("runtime_dir", &self.runtime_dir), ("state_dir", &self.state_dir)] {
+            if dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+                return refuse(key, "empty; leave it out for the default");
+            }
+        }
         self.stream.defaults.validate().map_err(|error| match error {
             RecipeError::Value { key, problem } => (format!("stream.defaults.{key}"), problem),
             RecipeError::Syntax(problem) => ("stream.defaults".to_owned(), problem),

@@ -254,3 +254,34 @@ fn files_that_cannot_be_read_or_written_are_named() {
         );
     }
 }
+
+#[test]
+fn output_follows_links_and_replaces_no_special_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let image = dir.path().join("in.pgm");
+    std::fs::write(&image, b"P5 2 1 255\n\x10\x20").expect("writes");
+    let invert = |output: &std::path::Path| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_fastaa-ctl"))
+            .args(["augment", "--op", "Invert", "-o"])
+            .args([output, &image])
+            .output()
+            .expect("runs")
+    };
+    let target = dir.path().join("target.png");
+    std::fs::write(&target, b"old").expect("writes");
+    let link = dir.path().join("link.png");
+    std::os::unix::fs::symlink(&target, &link).expect("links");
+    assert!(invert(&link).status.success());
+    assert!(std::fs::symlink_metadata(&link).expect("is there").is_symlink());
+    assert!(std::fs::read(&target).expect("reads").starts_with(b"\x89PNG"));
+
+    let socket = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("binds");
+    let output = invert(&socket);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("is no regular file"), "{stderr}");
+
+    let kind = std::fs::symlink_metadata(&socket).expect("is there").file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_socket(&kind));
+}

@@ -40,6 +40,11 @@ fn a_bad_configuration_exits_78_and_names_place_and_cure() {
         &["stream.defaults.policy", "did you mean 'none'?"],
     );
     check_refused(
+        &format!("{dataset}{train}[telemetry]\nlog = \"loud\"\n"),
+        &["telemetry.log", "'loud' names no level"],
+    );
+    check_refused(&format!("{dataset}{train}").replace("\"r\"", "\"\""), &["runtime_dir", "empty"]);
+    check_refused(
         &format!("{dataset}{train}[telemetry]\nlog = \"fastaa=loud\"\n"),
         &["telemetry.log", "write for example \"info\""],
     );
@@ -315,4 +320,43 @@ fn systemd_hears_ready_watchdog_and_stopping() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("is signalled");
     heard_until("STOPPING=1");
     assert!(child.wait().expect("ends").success());
+}
+
+#[test]
+fn a_closed_terminal_drains_and_user_signals_do_nothing() {
+    use rustix::process::Signal;
+    let host = Host::new("");
+    let mut daemon = host.start();
+    daemon.signal(Signal::USR1);
+    daemon.signal(Signal::USR2);
+    read_epoch(&mut host.connect(request(10, "{}")).expect("connects"), 0);
+    daemon.signal(Signal::HUP);
+    assert!(daemon.child.wait().expect("ends").success());
+}
+
+#[test]
+fn a_runtime_folder_that_others_could_take_over_is_refused() {
+    let host = Host::new("");
+    let run = host.path("run");
+    fs::create_dir(&run).expect("creates");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(&run, mode).expect("opens the folder");
+    let (code, stderr) = host.start_refused();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("can be written to by everybody"), "{stderr}");
+    assert!(stderr.contains("hint: chmod o-w it"), "{stderr}");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o750);
+    fs::set_permissions(&run, mode).expect("closes the folder");
+    fs::write(run.join("hello.sock"), "precious").expect("writes");
+    let (code, stderr) = host.start_refused();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("hello.sock is in the way and no socket"), "{stderr}");
+    assert_eq!(fs::read(run.join("hello.sock")).expect("reads"), b"precious");
+    if rustix::process::geteuid().is_root() {
+        fs::remove_file(run.join("hello.sock")).expect("removes");
+        std::os::unix::fs::chown(&run, Some(65_534), None).expect("gives it away");
+        let (code, stderr) = host.start_refused();
+        assert_eq!(code, 1);
+        assert!(stderr.contains("belongs to user 65534, not to user 0"), "{stderr}");
+    }
 }

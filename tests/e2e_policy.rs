@@ -135,3 +135,35 @@ fn a_resumed_epoch_goes_on_with_the_policy_it_began_with() {
     }
     assert_eq!(n_batches, 7);
 }
+
+#[test]
+fn an_epoch_keeps_the_content_of_a_policy_file_that_is_edited() {
+    let host = Host::new("");
+    let daemon = host.start();
+    let path = host.path("mine.json");
+    std::fs::write(&path, INVERT).expect("writes the policy");
+    let recipe = format!(r#"{{"dtype": "u8", "policy": "{}"}}"#, path.display());
+    let member = |rank| StreamRequest {
+        rank,
+        world_size: 2,
+        group: "edited".to_owned(),
+        ..request(100, &recipe)
+    };
+    let first = read_epoch(&mut host.connect(member(0)).expect("connects"), 0).begin;
+    assert!(first.policy.starts_with("id:"), "{}", first.policy);
+    std::fs::write(&path, SOLARIZE).expect("edits the policy");
+    // Another rank, and after a restart, in the same epoch: the old content. Next epoch: the new.
+    let mut late = host.connect(member(1)).expect("connects");
+    assert_eq!(read_epoch(&mut late, 0).begin.policy_id, first.policy_id);
+    assert_ne!(read_epoch(&mut late, 1).begin.policy_id, first.policy_id);
+    drop(late);
+    daemon.kill();
+    let _daemon = host.start();
+    let mut again = host.connect(member(0)).expect("connects");
+    assert_eq!(read_epoch(&mut again, 0).begin.policy_id, first.policy_id);
+    // Without a group, the state says what the epoch began with.
+    let mut alone = host.connect(request(100, &recipe)).expect("connects");
+    alone.start(0, 500, &first.policy).expect("starts");
+    let Ok(ClientEvent::Begin(begin)) = alone.next_event() else { panic!("the epoch begins") };
+    assert_eq!(begin.policy_id, first.policy_id);
+}

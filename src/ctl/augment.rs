@@ -192,29 +192,18 @@ pub(crate) fn write_png(path: &Path, image: &Image) -> Result<(), CtlError> {
             "give --output a path in a directory that you can write to",
         )
     };
-    let name = path.file_name().ok_or_else(|| refuse(&"this is no file name"))?;
-    let mut temporary_name = OsString::from(".");
-    temporary_name.push(name);
-    temporary_name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(temporary_name);
-    let written = encode_png(&temporary, image).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| {
-        // It may never have been made; the first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
-        refuse(&error)
-    })
+    output::replace_file(path, |file| encode_png(file, image)).map_err(|error| refuse(&error))
 }
 
-fn encode_png(path: &Path, image: &Image) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create_new(path)?);
+fn encode_png(file: &File, image: &Image) -> io::Result<()> {
+    let mut file = BufWriter::new(file);
     let side = |size: usize| u32::try_from(size).map_err(io::Error::other);
     let (width, height) = (side(image.width)?, side(image.height)?);
     let color = if image.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     PngEncoder::new(&mut file)
         .write_image(&image.data, width, height, color)
         .map_err(io::Error::other)?;
-    file.flush()?;
-    file.get_ref().sync_all()
+    file.flush()
 }
 
 fn report(

@@ -1,6 +1,9 @@
 //! How commands print: data on stdout, errors with a `hint:` line on stderr, exit codes.
 
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::CtlError;
@@ -23,6 +26,35 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CtlError> 
 /// Prints a message to stderr; it does not matter if nobody reads it.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Writes a file whole or not at all: a temp file beside it, fsync, rename. A link is followed;
+/// what is no regular file (a device, a pipe, a folder) is refused: the rename would replace it.
+pub(crate) fn replace_file(
+    path: &Path,
+    write: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let path = match fs::canonicalize(path) {
+        Ok(real) if !fs::metadata(&real)?.is_file() => {
+            return Err(io::Error::other("it is there and is no regular file"));
+        }
+        Ok(real) => real,
+        Err(_) => path.to_owned(),
+    };
+    let name = path.file_name().ok_or_else(|| io::Error::other("this is no file name"))?;
+    let mut temporary_name = OsString::from(".");
+    temporary_name.push(name);
+    temporary_name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary_name);
+    let written = File::create_new(&temporary).and_then(|file| {
+        write(&file)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)
+    });
+    written.inspect_err(|_| {
+        // It may never have been made; the first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    })
 }
 
 /// Reports a command's error and gives its exit code.

@@ -121,7 +121,10 @@ pub(crate) fn run(context: &Context, command: PolicyCommand) -> Result<(), CtlEr
             };
             match output {
                 None => output::print(&text),
-                Some(path) => fs::write(&path, text).map_err(|error| {
+                Some(path) => output::replace_file(&path, |mut file| {
+                    std::io::Write::write_all(&mut file, text.as_bytes())
+                })
+                .map_err(|error| {
                     CtlError::failed(format!("cannot write {}: {error}", path.display()))
                 }),
             }

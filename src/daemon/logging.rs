@@ -6,6 +6,12 @@ use crate::config::{LogFormat, TelemetryConfig};
 
 /// Starts logging; `Err` says what is wrong with the filter.
 pub(super) fn start(config: &TelemetryConfig) -> Result<(), String> {
+    // The filter's grammar takes a single unknown word for a module, and logs nothing else.
+    let is_level = |word: &str| word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let text = &config.log;
+    if !text.contains('=') && !text.split(',').any(|word| is_level(word.trim())) {
+        return Err(format!("telemetry.log: '{text}' names no level; write for example \"info\""));
+    }
     let filter = EnvFilter::builder().parse(&config.log).map_err(|error| {
         format!(
             "telemetry.log: '{}' is no log filter: {error}; write for example \"info\"",

@@ -19,7 +19,7 @@ use clap::Parser;
 
 use crate::config::{Config, ConfigError, default_state_dir};
 use crate::control::{PathsError, RuntimePaths};
-use crate::policy::PolicyError;
+use crate::policy::{PolicyError, StoredReference, load_reference};
 use crate::transport::server::ServerError;
 
 use datasets::OpenDatasetError;
@@ -35,7 +35,8 @@ struct Args {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Check the configuration, print what is in effect, and exit
+    /// Check the configuration, print what is in effect, and exit; datasets are looked for, but not
+    /// opened
     #[arg(long)]
     check: bool,
 }
@@ -91,7 +92,9 @@ impl DaemonError {
                 "'fastaa-ctl dataset inspect PATH' shows what is there, 'fastaa-ctl dataset pack' \
                  makes a dataset"
             }
+            Self::Config(ConfigError::Read { .. }) => "give an existing file with --config",
             Self::Config(_) => "config/reference.toml has every key",
+            Self::File { .. } => "choose another place in the configuration",
             Self::LogFilter(_) => "levels are error, warn, info, debug and trace",
             Self::Paths(_) => "$FASTAA_RUNTIME_DIR or runtime_dir in the configuration chooses it",
             Self::DefaultPolicy(_) => "write policy = \"none\" to start without one",
@@ -142,6 +145,12 @@ fn check(path: &Path) -> Result<(), DaemonError> {
                 return Err(DaemonError::MissingDataset { name, path });
             }
         }
+    }
+    let policy = config.stream.defaults.policy.as_str();
+    // What is in the store, only a running daemon knows.
+    let is_stored = matches!(StoredReference::parse(policy), Ok(Some(_)));
+    if !is_stored && !policy.starts_with("id:") {
+        load_reference(policy).map_err(DaemonError::DefaultPolicy)?;
     }
     config.runtime_dir = Some(places.runtime.dir().to_owned());
     config.state_dir = Some(places.state_dir);

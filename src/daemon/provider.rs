@@ -11,7 +11,7 @@ use crate::limits::PREPARED_POLICIES_MAX;
 use crate::pipeline::recipe::{Recipe, RecipeError};
 use crate::pipeline::render::CompiledRecipe;
 use crate::pipeline::workers::StreamSpec;
-use crate::policy::{EpochPins, PolicyError, PolicyStore, ResolvedPolicy};
+use crate::policy::{EpochPins, PolicyError, PolicyStore, ResolvedPolicy, is_path};
 use crate::transport::provider::{EpochPolicy, OpenedStream, Run, StreamProvider};
 use crate::transport::wire::{ErrorCode, Refusal, StreamRequest};
 
@@ -23,7 +23,7 @@ pub(super) struct Provider {
     pub(super) defaults: Recipe,
     pub(super) store: Arc<PolicyStore>,
     pub(super) pins: EpochPins,
-    /// By canonical reference; versions and built-ins never change, files are not kept here.
+    /// By canonical reference, which always means the same policy.
     pub(super) prepared: Mutex<HashMap<String, EpochPolicy>>,
 }
 
@@ -57,10 +57,10 @@ impl StreamProvider for Provider {
     ) -> Result<EpochPolicy, Refusal> {
         let wanted = if resumed.is_empty() { &stream.policy_reference } else { resumed };
         let decide = || Ok(self.store.resolve(wanted, run.dataset)?.reference);
-        let is_active =
-            stream.policy_reference == "active" || stream.policy_reference.ends_with("@active");
-        // Only what can change between epochs needs a pin.
-        let reference = if is_active {
+        let own = stream.policy_reference.as_str();
+        // Only what can come to mean another policy needs a pin: the active one, and files.
+        let can_change = own == "active" || own.ends_with("@active") || is_path(own);
+        let reference = if can_change {
             self.pins.pinned_or(run.dataset, run.name, run.is_group, epoch, decide)
         } else {
             decide()
@@ -93,12 +93,10 @@ impl Provider {
             id: id.0,
             version,
         };
-        if !crate::policy::is_path(&reference) {
-            if prepared.len() >= PREPARED_POLICIES_MAX {
-                prepared.clear();
-            }
-            prepared.insert(reference, ready.clone());
+        if prepared.len() >= PREPARED_POLICIES_MAX {
+            prepared.clear();
         }
+        prepared.insert(reference, ready.clone());
         Ok(ready)
     }
 }
@@ -109,11 +107,15 @@ fn refuse_recipe(error: RecipeError) -> Refusal {
 }
 
 fn refuse_policy(error: PolicyError) -> Refusal {
-    let code = match error {
-        PolicyError::NotFound { .. } => ErrorCode::NotFound,
-        PolicyError::Io { .. } | PolicyError::Damaged { .. } => ErrorCode::Data,
-        _ => ErrorCode::Invalid,
+    let (code, hint) = match error {
+        PolicyError::NotFound { .. } => {
+            (ErrorCode::NotFound, "'fastaa-ctl policy list' shows the published policies")
+        }
+        PolicyError::Io { .. } => {
+            (ErrorCode::Data, "look at the file and the folder it is in, on the daemon's host")
+        }
+        PolicyError::Damaged { .. } => (ErrorCode::Data, "the daemon's log may say more"),
+        _ => (ErrorCode::Invalid, "'fastaa-ctl policy show none' shows what a policy looks like"),
     };
-    Refusal::new(code, error.to_string())
-        .with_hint("'fastaa-ctl policy list' shows the published policies")
+    Refusal::new(code, error.to_string()).with_hint(hint)
 }

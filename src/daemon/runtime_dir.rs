@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -34,6 +34,12 @@ pub(super) enum RuntimeDirError {
         /// The daemon's user.
         own: u32,
     },
+    /// Everybody may write there, and could take over the sockets.
+    #[error("runtime_dir {path} can be written to by everybody")]
+    Open {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A daemon lives there.
     #[error("another fastaa-loaderd{pid} serves {path}")]
     Taken {
@@ -53,6 +59,7 @@ impl RuntimeDirError {
                                 configuration or $FASTAA_RUNTIME_DIR"
             }
             Self::Foreign { .. } => "remove it, or choose another runtime_dir",
+            Self::Open { .. } => "chmod o-w it, or choose another runtime_dir",
             Self::Taken { .. } => "stop it, or choose another runtime_dir",
         }
     }
@@ -74,9 +81,13 @@ impl RuntimeLock {
         std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(failed)?;
         let own = rustix::process::geteuid().as_raw();
         // Not following a link: in /tmp it would be anybody's.
-        let owner = std::fs::symlink_metadata(dir).map_err(failed)?.uid();
-        if owner != own && own != 0 {
+        let metadata = std::fs::symlink_metadata(dir).map_err(failed)?;
+        let owner = metadata.uid();
+        if owner != own {
             return Err(RuntimeDirError::Foreign { path: dir.to_owned(), owner, own });
+        }
+        if metadata.mode() & 0o002 != 0 && metadata.is_dir() {
+            return Err(RuntimeDirError::Open { path: dir.to_owned() });
         }
         let lock_path = paths.lock_file();
         let mut file = File::options()
@@ -126,6 +137,11 @@ impl Drop for RuntimeLock {
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
+    let is_socket = |metadata: std::fs::Metadata| metadata.file_type().is_socket();
+    if std::fs::symlink_metadata(path).is_ok_and(|metadata| !is_socket(metadata)) {
+        let message = format!("{} is in the way and no socket; move it away", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

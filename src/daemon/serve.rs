@@ -34,6 +34,9 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
     // the error names the file. The handler outlives this stream.
     let signal_context = runtime.enter();
     drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
+    // They mean nothing here, and must not kill.
+    drop(signal(SignalKind::user_defined1())?);
+    drop(signal(SignalKind::user_defined2())?);
     drop(signal_context);
     let lock = RuntimeLock::take(&places.runtime)?;
     let at = |path: &Path| {
@@ -117,6 +120,8 @@ async fn supervise(
     // Before readiness: whoever stops the daemon at once is heard, too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // The terminal of a daemon in the foreground was closed.
+    let mut hangup = signal(SignalKind::hangup())?;
     let path = places.runtime.control_socket();
     let options = ServerOptions {
         mode: CONTROL_SOCKET_MODE,
@@ -139,6 +144,7 @@ async fn supervise(
         tokio::select! {
             _ = terminate.recv() => { info!("SIGTERM: draining"); break Ok(()); }
             _ = interrupt.recv() => { info!("SIGINT: draining"); break Ok(()); }
+            _ = hangup.recv() => { info!("SIGHUP: draining"); break Ok(()); }
             result = &mut control => {
                 error!(?result, "the control socket failed");
                 return Err(DaemonError::ThreadDied);

@@ -25,6 +25,9 @@ pub(super) fn read_or_make(path: &Path) -> std::io::Result<String> {
             Ok(token)
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            if !std::fs::metadata(path)?.is_file() {
+                return Err(std::io::Error::other("the token file is no regular file"));
+            }
             let token = std::fs::read_to_string(path)?.trim().to_owned();
             if token.is_empty() {
                 return Err(std::io::Error::other("the token is empty; remove the file"));

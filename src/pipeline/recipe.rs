@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use crate::dataset::SplitInfo;
 use crate::limits::IMAGE_SIDE_MAX;
 
+/// Smaller ones would turn normalised values into infinities.
+const NORMALIZE_STD_MIN: f32 = 1e-6;
+
 /// What happens to a sample. Every key has a default, and can be overridden per subscription.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,8 +187,9 @@ impl Recipe {
                 return Err(value_error(key, "every number must be finite"));
             }
         }
-        if normalize.std.iter().any(|&std| std <= 0.0) {
-            return Err(value_error("normalize.std", "every number must be above zero"));
+        if normalize.std.iter().any(|&std| std < NORMALIZE_STD_MIN) {
+            let problem = format!("every number must be above zero, at least {NORMALIZE_STD_MIN}");
+            return Err(value_error("normalize.std", problem));
         }
         if normalize.mean.iter().any(|&mean| !(-1.0..=2.0).contains(&mean)) {
             return Err(value_error(
@@ -234,13 +238,13 @@ impl Recipe {
         let fits = |size: u32, pad: u32| {
             let (size, pad) = (size as usize, pad as usize);
             if height.min(width) + 2 * pad < size {
-                return Err(value_error(
-                    "crop.size",
-                    format!(
-                        "{size} is larger than the images ({height}x{width}) with {pad} pixels of \
-                         padding; choose a smaller size or more padding"
-                    ),
-                ));
+                let cure = if pad > 0 {
+                    format!(" with {pad} pixels of padding; choose a smaller size or more padding")
+                } else {
+                    "; choose a smaller size, or kind = \"pad\"".to_owned()
+                };
+                let problem = format!("{size} is larger than the images ({height}x{width}){cure}");
+                return Err(value_error("crop.size", problem));
             }
             Ok((size, size))
         };

@@ -6,6 +6,7 @@
 //! ```text
 //! DIR/DATASET/000001.json   version 1: policy, id, evidence, time, parent; never rewritten
 //! DIR/DATASET/active.json   active version, pin, history of activations
+//! DIR/.by-id/ID.json        a policy that came as a file, kept by its content
 //! ```
 //!
 //! *Invariants*
@@ -117,6 +118,11 @@ impl<'a> StoredReference<'a> {
         Ok(Some(Self::Named { name, version }))
     }
 }
+
+/// Begins a reference to a policy by its content.
+const BY_ID_PREFIX: &str = "id:";
+/// Folder of policies that came as files; the dot keeps it from being a dataset's name.
+const BY_ID_DIR: &str = ".by-id";
 
 /// See the module.
 #[derive(Debug)]
@@ -336,7 +342,10 @@ impl PolicyStore {
     }
 
     /// What a reference means now: `active` (of `dataset_name`), `NAME@VERSION`, `NAME@active`,
-    /// a built-in, or a file.
+    /// a built-in, a file, or `id:` and the content hash of a file that was resolved before.
+    ///
+    /// The result's reference means the same policy for ever: a file is kept by its content, since
+    /// the file itself may change.
     ///
     /// # Errors
     /// A malformed or unknown reference, or a damaged store or file.
@@ -346,11 +355,7 @@ impl PolicyStore {
         dataset_name: &str,
     ) -> Result<ResolvedPolicy, PolicyError> {
         let Some(stored) = StoredReference::parse(reference)? else {
-            let policy = builtin::load_reference(reference)?;
-            let reference = match builtin::builtin(reference)? {
-                Some(builtin) => builtin.name().to_owned(),
-                None => reference.trim().to_owned(),
-            };
+            let (policy, reference) = self.unversioned(reference.trim())?;
             return Ok(ResolvedPolicy { id: policy.id(), policy, version: 0, reference });
         };
         let version = self.stored(stored, dataset_name)?;
@@ -360,6 +365,26 @@ impl PolicyStore {
         };
         let PolicyVersion { policy, id, version, .. } = version;
         Ok(ResolvedPolicy { policy, id, version, reference })
+    }
+
+    /// A policy outside of the lineages, and the reference that always means it.
+    fn unversioned(&self, reference: &str) -> Result<(Policy, String), PolicyError> {
+        if let Some(builtin) = builtin::builtin(reference)? {
+            let name = builtin.name().to_owned();
+            return Ok((builtin, name));
+        }
+        if let Some(id) = reference.strip_prefix(BY_ID_PREFIX) {
+            let id = PolicyId::from_hex(id).ok_or_else(|| {
+                PolicyError::malformed(format!("'{reference}' is no id: 32 hexadecimal digits"))
+            })?;
+            let policy = store_files::read_by_id(&self.dir.join(BY_ID_DIR), id)?;
+            return Ok((policy, reference.to_owned()));
+        }
+        let policy = builtin::load_reference(reference)?;
+        let _writer = self.lock();
+        store_files::keep_by_id(&self.dir.join(BY_ID_DIR), &policy)?;
+        let reference = format!("{BY_ID_PREFIX}{}", policy.id());
+        Ok((policy, reference))
     }
 
     /// The version that a reference into the store means. `NAME@active` of a name that is

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::store::PolicyVersion;
 use super::store_head::Head;
-use super::{PolicyError, PolicyId, format};
+use super::{Policy, PolicyError, PolicyId, format};
 use crate::limits;
 
 const FILE_FORMAT: u32 = 1;
@@ -150,6 +150,35 @@ pub(super) fn read_head(dir: &Path, name: &str) -> Result<Option<Head>, PolicyEr
 pub(super) fn write_head(dir: &Path, name: &str, head: &Head) -> Result<(), PolicyError> {
     let file = HeadFile { format: FILE_FORMAT, name: name.to_owned(), head: head.clone() };
     write_json(&dir.join(HEAD_FILE), &file)
+}
+
+/// Keeps a policy by its content; does nothing if it is kept already.
+pub(super) fn keep_by_id(dir: &Path, policy: &Policy) -> Result<(), PolicyError> {
+    let path = dir.join(format!("{}.json", policy.id()));
+    if path.exists() {
+        return Ok(());
+    }
+    create_dir(dir)?;
+    write_json(&path, &format::to_value(policy))
+}
+
+/// A policy that [`keep_by_id`] kept.
+pub(super) fn read_by_id(dir: &Path, id: PolicyId) -> Result<Policy, PolicyError> {
+    let path = dir.join(format!("{id}.json"));
+    if !path.exists() {
+        return Err(PolicyError::not_found(format!(
+            "no policy with the content {id} was ever used here; it came as a file: use that file \
+             once with this daemon, or publish it"
+        )));
+    }
+    let policy = format::load_file(&path)?;
+    if policy.id() != id {
+        return Err(PolicyError::Damaged {
+            path: path.display().to_string(),
+            problem: format!("its content has the id {}; remove it", policy.id()),
+        });
+    }
+    Ok(policy)
 }
 
 fn check_format(format: u32) -> Result<(), String> {

@@ -23,7 +23,7 @@ pub struct OpenedStream {
 pub struct EpochPolicy {
     /// Ready to be applied.
     pub prepared: Arc<PreparedPolicy>,
-    /// `NAME@VERSION`, or a built-in's name, or a file's path.
+    /// `NAME@VERSION`, a built-in's name, or `id:` and the content hash of a file.
     pub reference: String,
     /// Content hash.
     pub id: [u8; 16],

@@ -255,7 +255,8 @@ pub struct Start {
     pub epoch: u64,
     /// Samples of the epoch (all ranks together) that were already yielded.
     pub offset: u64,
-    /// Reference of the policy that the resumed epoch began with (`NAME@VERSION`), or empty.
+    /// Reference of the policy that the resumed epoch began with ([`EpochBegin::policy`]), or
+    /// empty.
     pub policy: String,
 }
 
@@ -303,7 +304,8 @@ pub struct EpochBegin {
     pub seek: u32,
     /// Which epoch.
     pub epoch: u64,
-    /// Reference that names exactly this policy: `NAME@VERSION`, or a built-in's name.
+    /// Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or `id:` and
+    /// the content hash of a policy file.
     pub policy: String,
     /// Content hash.
     pub policy_id: [u8; 16],
