@@ -2,7 +2,8 @@
 //! policy-augmented batches to training processes.
 //!
 //! Modules are listed from the bottom up. A module imports only those above it in this list;
-//! `tests/tidy.rs` holds the exact table.
+//! `tests/tidy.rs` holds the exact table. The module `ctl` is no part of the library: only
+//! `src/bin/fastaa-ctl.rs` compiles it.
 
 pub mod limits;
 pub mod random;
@@ -22,5 +23,4 @@ pub mod search;
 pub mod config;
 pub mod control;
 
-pub mod ctl;
 pub mod daemon;

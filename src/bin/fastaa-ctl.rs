@@ -1,7 +1,35 @@
-//! The command-line client's entry point.
+//! The command-line client.
+//!
+//! It compiles the modules that it needs instead of linking the library: whatever the library
+//! holds, this program cannot come to depend on libtorch, in any build profile. (Linking the
+//! library does not do: one object file of it that mentions tch pulls all of libtorch in.)
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "the modules are the library's, and it uses the rest"
+)]
 
 use std::process::ExitCode;
 
+#[path = "../augment/mod.rs"]
+mod augment;
+#[path = "../control/mod.rs"]
+mod control;
+#[path = "../ctl/mod.rs"]
+mod ctl;
+#[path = "../dataset/mod.rs"]
+mod dataset;
+#[path = "../image/mod.rs"]
+mod image;
+#[path = "../limits.rs"]
+mod limits;
+#[path = "../policy/mod.rs"]
+mod policy;
+#[path = "../random.rs"]
+mod random;
+
 fn main() -> ExitCode {
-    fastaa::ctl::main()
+    ctl::main()
 }
