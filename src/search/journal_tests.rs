@@ -196,6 +196,8 @@ fn paths_that_cannot_be_journals_are_refused() {
 }
 
 const CHILD_DIR: &str = "FASTAA_TEST_JOURNAL_DIR";
+/// The kernel kills the child (SIGXFSZ) when a file of its grows beyond this.
+const CHILD_FILE_BYTES: &str = "FASTAA_TEST_JOURNAL_FILE_BYTES";
 
 /// This test program again, to run one test of it under `sh -c SCRIPT`.
 fn child(script: &str, test: &str, dir: &Path) -> Command {
@@ -207,10 +209,15 @@ fn child(script: &str, test: &str, dir: &Path) -> Command {
     command
 }
 
-/// The child of the test below: appends, and says so, until it is killed.
+/// The child of the tests below: appends, and says so, until it is killed.
 #[test]
 fn child_writer() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    if let Ok(bytes) = std::env::var(CHILD_FILE_BYTES) {
+        let bytes = Some(bytes.parse().unwrap());
+        setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: None }).unwrap();
+        setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum: None }).unwrap();
+    }
     let mut journal = open(&Path::new(&dir).join("search.journal")).unwrap().journal;
     loop {
         let number = journal.n_records() + 1;
@@ -253,6 +260,31 @@ fn a_writer_killed_at_any_moment_loses_nothing_it_acknowledged() {
         n_records = n_found;
     }
     assert!(n_records >= 24, "{n_records}");
+}
+
+/// SIGKILL rarely falls between two pages of a write; this signal falls where it is told to.
+#[test]
+fn a_writer_killed_within_a_write_costs_that_record_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("search.journal");
+    drop(open(&path).unwrap());
+    let mut n_records = 0;
+    for round in 0..8u64 {
+        let before = fs::metadata(&path).unwrap().len();
+        let limit = before + 1 + mix64(round) % 300_000;
+        let mut child = child("exec \"$0\" \"$@\"", "child_writer", dir.path());
+        let output = child.env(CHILD_FILE_BYTES, limit.to_string()).output().unwrap();
+        assert!(!output.status.success() && output.status.code().is_none(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let n_said = said.lines().filter(|line| line.starts_with("appended ")).count() as u64;
+        assert_eq!(fs::metadata(&path).unwrap().len(), limit, "torn at the limit");
+        let OpenedJournal { journal, records, tail } = open(&path).unwrap();
+        n_records += n_said;
+        assert_eq!(journal.n_records(), n_records);
+        assert_eq!(records, (1..=n_records).map(record).collect::<Vec<_>>());
+        let kept = fs::metadata(&path).unwrap().len();
+        assert_eq!(tail.unwrap().bytes, limit - kept);
+    }
 }
 
 /// The child of the test below. Its parent has made the kernel's SIGXFSZ harmless.
