@@ -103,3 +103,12 @@ pub const ARROW_FOOTER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Longest part of a wrong value that an error message quotes, in characters.
 pub const QUOTE_CHARS_MAX: usize = 80;
+
+/// Most folds of a search: each costs a trained model.
+pub const FOLDS_MAX: u32 = 64;
+
+/// Largest line of a search's journal, in bytes. An affinity table or a policy is about 100 kB.
+pub const JOURNAL_LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Largest journal of a search, in bytes; a round writes about 1 MB.
+pub const JOURNAL_BYTES_MAX: u64 = 512 * 1024 * 1024;

@@ -21,6 +21,10 @@ pub enum Purpose {
     Cutout = 4,
     /// Round keys of the epoch's order.
     Order = 5,
+    /// Which samples of a class go to D_gate.
+    GateOrder = 6,
+    /// Which samples of a class the search takes, and into which fold.
+    FoldOrder = 7,
 }
 
 const PHILOX_M0: u32 = 0xD251_1F53;

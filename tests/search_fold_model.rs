@@ -18,7 +18,7 @@ const N_CLASSES: usize = 4;
 
 /// Noise with one bright quarter, which is the class.
 fn write_quarters(dir: &Path, n_samples: usize) {
-    let number = |value: usize| u32::try_from(value).unwrap().to_be_bytes();
+    let number = |value: usize| u32::try_from(value).expect("small").to_be_bytes();
     let mut images = vec![0, 0, 8, 3];
     for value in [n_samples, SIDE, SIDE] {
         images.extend(number(value));
@@ -32,9 +32,9 @@ fn write_quarters(dir: &Path, n_samples: usize) {
             let quarter = 2 * (row / (SIDE / 2)) + column / (SIDE / 2);
             let noise = fastaa::random::mix64((sample_idx * SIDE * SIDE + at) as u64) % 100;
             let bright = if quarter == class { 100 } else { 0 };
-            images.push(u8::try_from(noise + bright).unwrap());
+            images.push(u8::try_from(noise + bright).expect("small"));
         }
-        labels.push(u8::try_from(class).unwrap());
+        labels.push(u8::try_from(class).expect("small"));
     }
     fs::write(dir.join("train-images-idx3-ubyte"), images).expect("writes");
     fs::write(dir.join("train-labels-idx1-ubyte"), labels).expect("writes");
@@ -69,7 +69,7 @@ fn training() -> FoldTraining {
 }
 
 fn model() -> FoldModel {
-    FoldModel::new(1, u32::try_from(N_CLASSES).unwrap(), training())
+    FoldModel::new(1, u32::try_from(N_CLASSES).expect("small"), training())
 }
 
 fn accuracy(scores: &[Score]) -> f64 {
@@ -93,7 +93,8 @@ fn a_fold_model_learns_and_harm_shows_in_its_scores() {
     let plain = model.score(&mut batches, &held_out, &prepared("none"), 1).expect("scores");
     assert!(accuracy(&plain) > 0.95, "{}", accuracy(&plain));
     // Turning a quarter away is harmful here: the class is the place.
-    let harmed = model.score(&mut batches, &held_out, &prepared("trivial-wide"), 4).expect("scores");
+    let wide = prepared("trivial-wide");
+    let harmed = model.score(&mut batches, &held_out, &wide, 4).expect("scores");
     assert!(accuracy(&harmed) < accuracy(&plain));
 }
 

@@ -1,10 +1,20 @@
-//! The policy search: its parts so far. Nothing runs them in the daemon yet.
+//! The policy search: its parts so far. Nothing in the daemon runs them yet.
 //!
-//! Owns everything of tch (feature `torch`). Never touches a stream.
+//! Owns folds, journal, fold models and everything of tch (feature `torch`). Never touches a stream.
 
 pub mod batches;
+mod folds;
+#[cfg(test)]
+mod folds_tests;
+mod journal;
+mod journal_scan;
+#[cfg(test)]
+mod journal_tests;
 #[cfg(feature = "torch")]
 pub mod torch;
+
+pub use folds::{ClassCounts, Fold, FoldError, FoldOptions, FoldPlan, FoldSummary, plan_folds};
+pub use journal::{Journal, JournalError, JournalHeader, JournalTail, OpenedJournal};
 
 /// What the search can compute with, in words (`libtorch 2.11.0, 2 threads`), or `None` if this
 /// program was built without the feature `torch`.

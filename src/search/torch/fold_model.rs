@@ -1,5 +1,5 @@
-//! A fold model: trained on D_M with the recipe's crop and flip only, then frozen and asked how well
-//! it does on D_A under a candidate policy (density matching).
+//! A fold model: trained on D_M with the recipe's crop and flip only, then frozen and asked how
+//! well it does on D_A under a candidate policy (density matching).
 //!
 //! *Invariant*: training is a function of (split, recipe, samples, options). A training that was
 //! killed and goes on from a checkpoint ends with the same weights, bit for bit.

@@ -153,8 +153,7 @@ mod tests {
 
         let theirs = VarStore::new(Device::Cpu);
         let their_weight = theirs.root().var_copy("weight", &start);
-        let mut their_sgd =
-            tch::nn::sgd(0.9, 0.0, 0.0, true).build(&theirs, 0.05).expect("builds");
+        let mut their_sgd = tch::nn::sgd(0.9, 0.0, 0.0, true).build(&theirs, 0.05).expect("builds");
         let ours = VarStore::new(Device::Cpu);
         let our_weight = ours.root().var_copy("weight", &start);
         let options = SgdOptions { weight_decay: 0.0, grad_norm_max: 1e9, ..SgdOptions::default() };
@@ -176,7 +175,7 @@ mod tests {
         let scale = store.root().ones("scale", &[2]);
         let mut sgd = Sgd::new(store.variables(), SgdOptions::default());
         // A gradient of zero: only decay can move a weight.
-        ((&kernel).sum(Kind::Float) * 0.0 + (&scale).sum(Kind::Float) * 0.0).backward();
+        (kernel.sum(Kind::Float) * 0.0 + scale.sum(Kind::Float) * 0.0).backward();
         sgd.step(1.0);
         assert!(kernel.max().double_value(&[]) < 1.0);
         assert!((scale.max().double_value(&[]) - 1.0).abs() < 1e-12);
@@ -188,7 +187,7 @@ mod tests {
         let weight = store.root().zeros("weight", &[4]);
         let options = SgdOptions { momentum: 0.0, weight_decay: 0.0, grad_norm_max: 5.0 };
         let mut sgd = Sgd::new(store.variables(), options);
-        ((&weight).sum(Kind::Float) * 100.0).backward();
+        (weight.sum(Kind::Float) * 100.0).backward();
         sgd.step(1.0);
         // Each of four equal parts of a gradient of norm 5 is 2.5.
         assert!((weight.min().double_value(&[]) + 2.5).abs() < 1e-5);

@@ -32,7 +32,8 @@ impl SmallCnn {
             .enumerate()
             .map(|(idx, &(n_out, stride))| {
                 let path = path / format!("block{idx}");
-                let config = ConvConfig { stride, padding: 1, bias: false, ..ConvConfig::default() };
+                let config =
+                    ConvConfig { stride, padding: 1, bias: false, ..ConvConfig::default() };
                 let conv = nn::conv2d(&path / "conv", n_in, n_out, 3, config);
                 let norm = nn::batch_norm2d(&path / "norm", n_out, nn::BatchNormConfig::default());
                 n_in = n_out;
