@@ -1,6 +1,7 @@
 //! The policy search: its parts so far. Nothing in the daemon runs them yet.
 //!
-//! Owns folds, journal, fold models and everything of tch (feature `torch`). Never touches a stream.
+//! Owns folds, journal, fold models and everything of tch (feature `torch`). Never touches a
+//! stream.
 
 pub mod batches;
 mod folds;
