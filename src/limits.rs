@@ -103,3 +103,6 @@ pub const ARROW_FOOTER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Longest part of a wrong value that an error message quotes, in characters.
 pub const QUOTE_CHARS_MAX: usize = 80;
+
+/// Most dimensions of a search space; the paper's has 30.
+pub const SEARCH_DIMENSIONS_MAX: usize = 1024;

@@ -21,6 +21,9 @@ pub enum Purpose {
     Cutout = 4,
     /// Round keys of the epoch's order.
     Order = 5,
+    /// Points that the policy search proposes; the "epoch" is the place in the space, the "sample"
+    /// the trial.
+    Proposal = 16,
 }
 
 const PHILOX_M0: u32 = 0xD251_1F53;

@@ -14,7 +14,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("augment", &["image", "limits", "policy", "random"]),
     ("pipeline", &["augment", "dataset", "image", "limits", "random"]),
     ("transport", &["augment", "dataset", "limits", "pipeline"]),
-    ("search", &["limits"]),
+    ("search", &["limits", "policy", "random"]),
     ("config", &["limits", "pipeline"]),
     ("control", &["limits", "policy"]),
     ("ctl", &["augment", "control", "dataset", "image", "limits", "policy", "random"]),
@@ -40,6 +40,7 @@ const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["src/transport/wire.rs"]),
     ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
     ("tch", &["src/search/torch.rs"]),
+    ("optimizer", &["src/search/proposer.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),
     // ctl's packer needs a signal handler, and no second crate for it.
     ("tokio", &["src/control/server.rs", "src/ctl/dataset.rs", "src/daemon/serve.rs"]),

@@ -1,7 +1,9 @@
-//! The policy search. So far: what it will compute with.
+//! The policy search. So far: what it will compute with, its search spaces and its proposers.
 //!
 //! Owns everything of tch (feature `torch`). Never touches a stream.
 
+pub mod proposer;
+pub mod space;
 #[cfg(feature = "torch")]
 mod torch;
 
