@@ -112,3 +112,6 @@ pub const JOURNAL_LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Largest journal of a search, in bytes; a round writes about 1 MB.
 pub const JOURNAL_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Most dimensions of a search space; the paper's has 30.
+pub const SEARCH_DIMENSIONS_MAX: usize = 1024;

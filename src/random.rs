@@ -25,6 +25,9 @@ pub enum Purpose {
     GateOrder = 6,
     /// Which samples of a class the search takes, and into which fold.
     FoldOrder = 7,
+    /// Points that the policy search proposes; the "epoch" is the place in the space, the "sample"
+    /// the trial.
+    Proposal = 16,
 }
 
 const PHILOX_M0: u32 = 0xD251_1F53;

@@ -40,6 +40,7 @@ const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["src/transport/wire.rs"]),
     ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
     ("tch", &["src/search/torch/"]),
+    ("optimizer", &["src/search/proposer.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),
     // ctl's packer needs a signal handler, and no second crate for it.
     ("tokio", &["src/control/server.rs", "src/ctl/dataset.rs", "src/daemon/serve.rs"]),

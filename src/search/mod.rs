@@ -1,7 +1,7 @@
 //! The policy search: its parts so far. Nothing in the daemon runs them yet.
 //!
-//! Owns folds, journal, fold models and everything of tch (feature `torch`). Never touches a
-//! stream.
+//! Owns folds, journal, proposers, fold models and everything of tch (feature `torch`). Never
+//! touches a stream.
 
 pub mod batches;
 mod folds;
@@ -11,6 +11,8 @@ mod journal;
 mod journal_scan;
 #[cfg(test)]
 mod journal_tests;
+pub mod proposer;
+pub mod space;
 #[cfg(feature = "torch")]
 pub mod torch;
 
