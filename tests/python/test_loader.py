@@ -307,7 +307,7 @@ def test_every_member_of_a_broadcast_group_gets_everything(shared_daemon: Daemon
 
 def test_a_new_policy_waits_for_the_next_epoch_also_over_a_resume(daemon: Daemon) -> None:
     """Guarantee 8: an epoch keeps the policy it began with; every batch names its policy."""
-    loader = daemon.loader(batch_size=BATCH)
+    loader = daemon.loader(batch_size=BATCH, policy="active")
     batches = loader.batches()
     first = next(batches)
     before = (first.policy, first.policy_id)
@@ -320,7 +320,7 @@ def test_a_new_policy_waits_for_the_next_epoch_also_over_a_resume(daemon: Daemon
     assert {(batch.policy, batch.policy_id) for batch in batches} == {before}
     after = {(batch.policy_version, batch.policy_id) for batch in loader.batches()}
     assert after == {(1, published["id"])}
-    resumed = daemon.loader(batch_size=BATCH)
+    resumed = daemon.loader(batch_size=BATCH, policy="active")
     resumed.load_state_dict(state)
     assert {(batch.policy, batch.policy_id) for batch in resumed.batches()} == {before}
     assert {batch.policy_version for batch in resumed.batches()} == {1}

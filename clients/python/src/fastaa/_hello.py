@@ -11,6 +11,7 @@ import array
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,8 +76,12 @@ def connect_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
         )
     connection = socket.socket(socket.AF_UNIX, kind)
     try:
-        connection.settimeout(ANSWER_SECONDS_MAX)
+        # Python's timeouts make the socket non-blocking, and a full backlog then refuses at once;
+        # the kernel's own timeout waits for a place.
+        timeout = struct.pack("ll", int(ANSWER_SECONDS_MAX), 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         connection.connect(str(path))
+        connection.settimeout(ANSWER_SECONDS_MAX)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         connection.close()
         raise DaemonNotRunning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from ._arrays import check_output
 from ._connection import Connection
 from ._version import __version__
 from .errors import InvalidRequestError, UnsupportedError
+
+_ADDRESS = re.compile(r"tcp://[^:/\s]+:\d{1,5}|tcp://\[[0-9a-fA-F:.]+\]:\d{1,5}")
 
 _U32_MAX = (1 << 32) - 1
 _U64_MAX = (1 << 64) - 1
@@ -52,7 +55,7 @@ def stream_request(
     n_slots: Any,
 ) -> _messages.StreamRequest:
     """A checked request; what is `None` comes from torchrun's environment, if it runs us."""
-    if mode not in _MODES:
+    if not isinstance(mode, str) or mode not in _MODES:
         raise InvalidRequestError(f"mode={mode!r} is unknown", 'use mode="shard" or "broadcast"')
     for name, value in (("dataset", dataset), ("split", split), ("group", group or "")):
         if not isinstance(value, str):
@@ -83,8 +86,14 @@ def _rank_and_world_size(rank: Any, world_size: Any, *, is_shard: bool) -> tuple
     if rank is None:
         # Members of a broadcast group share nothing, so torchrun's ranks mean nothing there.
         rank, world_size = "0", "1"
-        if is_shard and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        named = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+        if is_shard and len(named) == 1:
+            raise InvalidRequestError(
+                f"{named} is in the environment, but RANK and WORLD_SIZE belong together",
+                "set both or neither, or pass rank= and world_size=",
+            )
+        if is_shard and named:
+            rank, world_size = named["RANK"], named["WORLD_SIZE"]
         try:
             rank, world_size = int(rank), int(world_size)
         except ValueError:
@@ -118,9 +127,10 @@ def _torchrun_group() -> str:
 def recipe(policy: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> str:
     """The recipe keys that differ from the daemon's defaults, as a JSON object."""
     keys = dict(overrides)
-    if isinstance(policy, os.PathLike):
+    is_path = isinstance(policy, str) and ("/" in policy or policy.endswith(".json"))
+    if is_path or isinstance(policy, os.PathLike):
         # The daemon has another working directory.
-        policy = os.path.abspath(policy)  # noqa: PTH100 (a symlink stays what the user named)
+        policy = os.path.abspath(policy or "")  # noqa: PTH100 (a symlink stays what the user named)
     if policy is not None:
         keys["policy"] = policy
     try:
@@ -193,9 +203,9 @@ def target(
         if token is not None:
             raise InvalidRequestError("token= is for TCP only", "drop it, or pass address= as well")
         return Target(_hello.runtime_dir_of(runtime_dir), None, "")
-    if not address.startswith("tcp://"):
+    if not isinstance(address, str) or not _ADDRESS.fullmatch(address):
         raise InvalidRequestError(
-            f"address={address!r} is no tcp:// address",
+            f"address={address!r} is no tcp://HOST:PORT",
             'use address="tcp://127.0.0.1:PORT", or runtime_dir= for the daemon of this host',
         )
     directory = Path() if runtime_dir is None else Path(runtime_dir)

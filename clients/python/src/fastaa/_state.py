@@ -14,6 +14,9 @@ from .errors import StateError
 
 STATE_VERSION = 1
 
+_POLICY_BYTES_MAX = 4096
+"""Longest reference of a policy in a state."""
+
 
 class Position(NamedTuple):
     """Where in which epoch a loader is."""
@@ -93,13 +96,16 @@ def position_of(
                 hints.get(key, f"make the loader with {key}={state.get(key)!r}"),
             )
     try:
-        numbers = [int(state[key]) for key in ("epoch", "offset", "step", "digest_since")]
+        numbers = [_whole(state[key]) for key in ("epoch", "offset", "step", "digest_since")]
         digest = int(state["digest"], 16)
-        policy, owner = str(state["policy"]), list(state["digest_of"])
+        policy, owner = state["policy"], list(state["digest_of"])
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"the state is damaged: {error!r}", "use an older one") from None
+    if not isinstance(policy, str) or len(policy.encode()) > _POLICY_BYTES_MAX:
+        raise StateError("the state is damaged: its policy is no reference", "use an older one")
     epoch, offset, step, digest_since = numbers
-    if min(numbers) < 0 or offset > welcome.n_samples or digest_since > offset or digest >> 64:
+    is_possible = epoch < 1 << 40 and step < 1 << 63 and offset <= welcome.n_samples
+    if min(numbers) < 0 or not is_possible or digest_since > offset or digest >> 64:
         raise StateError(
             f"the state is damaged: epoch {epoch}, offset {offset} of {welcome.n_samples} samples",
             "use an older one",
@@ -110,6 +116,13 @@ def position_of(
         # Another rank's digest, or another partition: count from here on.
         digest, digest_since = 0, offset
     return Position(epoch, offset, step, policy, digest, digest_since)
+
+
+def _whole(value: Any) -> int:
+    """A number of a state; JSON has no other whole numbers than ints."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
 
 
 def _has_batches_left(

@@ -78,12 +78,14 @@ class Loader:
         rank: This consumer's place. Default: torchrun's `RANK`, else 0.
         world_size: Ranks that share each global batch. Default: torchrun's `WORLD_SIZE`, else 1.
         group: The run whose ranks agree on each epoch's policy. Default: torchrun's run id, else
-            this connection alone.
+            this connection alone. A name stands for one run: a new run under an old name replays
+            its policies, epoch by epoch.
         mode: `"shard"`: the ranks share the epoch. `"broadcast"`: each sees all of it.
         drop_last: Drop an epoch's last, incomplete global batch.
         shuffle: A new keyed permutation each epoch, or index order.
-        policy: `"active"` (the one that the daemon's search published last), `"none"`, a built-in's
-            name, `"NAME@VERSION"`, a policy file's path, or `None` for the daemon's default.
+        policy: `"active"` (the one that was published last), `"none"`, a built-in's name,
+            `"NAME@VERSION"`, or a policy file's path. Default: the daemon's `[stream.defaults]`
+            policy, which is `"active"` unless it is configured otherwise.
         device: `None` or `"cpu"`.
         runtime_dir: Where the daemon's sockets are. Default: `$FASTAA_RUNTIME_DIR`, else
             `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa` for root, else `/tmp/fastaa-UID`.
@@ -111,7 +113,7 @@ class Loader:
         mode: str = "shard",
         drop_last: bool = False,
         shuffle: bool = True,
-        policy: str | os.PathLike[str] | None = "active",
+        policy: str | os.PathLike[str] | None = None,
         device: object = None,
         runtime_dir: str | os.PathLike[str] | None = None,
         output: str = "torch",
@@ -156,6 +158,14 @@ class Loader:
         except BaseException:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        request = self._request
+        return (
+            f"<fastaa.Loader {request.dataset}/{request.split} batch_size={request.batch_size} "
+            f"rank={request.rank}/{request.world_size} epoch={self._position.epoch} "
+            f"policy={self._position.policy or self.recipe['policy']}>"
+        )
 
     # --- what the stream is -------------------------------------------------------------------
 
