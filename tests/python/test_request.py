@@ -83,8 +83,39 @@ def test_recipe_overrides_and_policy(tmp_path: Path) -> None:
     assert json.loads(_request.recipe(None, {})) == {}
     path = tmp_path / "policy.json"
     assert json.loads(_request.recipe(path, {})) == {"policy": str(path)}
+    assert fastaa.Loader.__init__.__kwdefaults__["policy"] is None
     with pytest.raises(fastaa.InvalidRequestError, match="recipe"):
         _request.recipe("none", {"normalize": np.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("policy", "sent"),
+    [
+        ("policy.json", "{cwd}/policy.json"),
+        (" ./policy", "{cwd}/policy"),
+        ("policies/new.JSON", "{cwd}/policies/new.JSON"),
+        ("../policy.json", "{parent}/policy.json"),
+        (Path("policy"), "{cwd}/policy"),
+        ("/etc/policy.json", "/etc/policy.json"),
+        ("policy.json@3", "policy.json@3"),
+        ("toy@7", "toy@7"),
+        ("active", "active"),
+        ("randaugment(2,9)", "randaugment(2,9)"),
+        ("id:" + "0f" * 16, "id:" + "0f" * 16),
+    ],
+)
+def test_a_policys_path_is_sent_absolute_and_a_name_as_it_is(
+    policy: Any, sent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sent = sent.format(cwd=tmp_path, parent=tmp_path.parent)
+    assert json.loads(_request.recipe(policy, {})) == {"policy": sent}
+
+
+@pytest.mark.parametrize("policy", [3, ["active"], b"active", True])
+def test_a_policy_that_is_no_string_is_refused(policy: Any) -> None:
+    with pytest.raises(fastaa.InvalidRequestError, match="policy="):
+        _request.recipe(policy, {})
 
 
 def test_devices_other_than_the_cpu_come_later() -> None:

@@ -20,7 +20,18 @@ _U64_MAX = (1 << 64) - 1
 _BATCH_SIZE_MAX = 1 << 20  # limits.rs
 _WORLD_SIZE_MAX = 1 << 16  # limits.rs
 
+_SHOWN_CHARS_MAX = 80
+
 _MODES = {"shard": _messages.GroupMode.Shard, "broadcast": _messages.GroupMode.Broadcast}
+
+
+def shown(value: Any) -> str:
+    """The value in an error message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # Its own, or that of an int with thousands of digits.
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN_CHARS_MAX else f"{text[:_SHOWN_CHARS_MAX]}…"
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
@@ -118,17 +129,36 @@ def _torchrun_group() -> str:
 def recipe(policy: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> str:
     """The recipe keys that differ from the daemon's defaults, as a JSON object."""
     keys = dict(overrides)
-    if isinstance(policy, os.PathLike):
-        # The daemon has another working directory.
-        policy = os.path.abspath(policy)  # noqa: PTH100 (a symlink stays what the user named)
     if policy is not None:
-        keys["policy"] = policy
+        keys["policy"] = _policy_reference(policy)
     try:
         return json.dumps(keys, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"the recipe overrides cannot be sent: {error}",
             "use numbers, strings, lists and dicts, as in the daemon's [stream.defaults]",
+        ) from None
+
+
+def _policy_reference(policy: Any) -> str:
+    """The policy as the daemon finds it: paths absolute, names as they are."""
+    if not isinstance(policy, str | os.PathLike):
+        raise InvalidRequestError(
+            f"policy={shown(policy)} is no policy",
+            "pass a name, NAME@VERSION, a policy file's path, or None for the daemon's default",
+        )
+    reference = policy.strip() if isinstance(policy, str) else os.fsdecode(policy)
+    # The rule for strings is that of the daemon (`looks_like_path` in src/policy/builtin.rs).
+    looks_like_path = "/" in reference or Path(reference).suffix.lower() == ".json"
+    if isinstance(policy, str) and not looks_like_path:
+        return reference
+    try:
+        # The daemon has another working directory.
+        return os.path.abspath(reference)  # noqa: PTH100 (a symlink stays what the user named)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"policy={shown(policy)} is relative, and the working directory is gone: {error}",
+            "pass an absolute path",
         ) from None
 
 

@@ -78,12 +78,17 @@ class Loader:
         rank: This consumer's place. Default: torchrun's `RANK`, else 0.
         world_size: Ranks that share each global batch. Default: torchrun's `WORLD_SIZE`, else 1.
         group: The run whose ranks agree on each epoch's policy. Default: torchrun's run id, else
-            this connection alone.
+            this connection alone. The name stands for one run: whoever uses it again, a resumed
+            run above all, gets the policy that this run had in each epoch. A new run takes a new
+            name.
         mode: `"shard"`: the ranks share the epoch. `"broadcast"`: each sees all of it.
         drop_last: Drop an epoch's last, incomplete global batch.
         shuffle: A new keyed permutation each epoch, or index order.
         policy: `"active"` (the one that the daemon's search published last), `"none"`, a built-in's
-            name, `"NAME@VERSION"`, a policy file's path, or `None` for the daemon's default.
+            name, `"NAME@VERSION"`, or a policy file's path: a `pathlib.Path`, or a string with a
+            `/` in it or `.json` at its end; relative to this process's working directory. Default:
+            `policy` under `[stream.defaults]` in the daemon's configuration, which is `"active"`
+            unless it says something else.
         device: `None` or `"cpu"`.
         runtime_dir: Where the daemon's sockets are. Default: `$FASTAA_RUNTIME_DIR`, else
             `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa` for root, else `/tmp/fastaa-UID`.
@@ -111,7 +116,7 @@ class Loader:
         mode: str = "shard",
         drop_last: bool = False,
         shuffle: bool = True,
-        policy: str | os.PathLike[str] | None = "active",
+        policy: str | os.PathLike[str] | None = None,
         device: object = None,
         runtime_dir: str | os.PathLike[str] | None = None,
         output: str = "torch",
