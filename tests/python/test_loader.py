@@ -398,6 +398,18 @@ def test_the_digest_of_a_resumed_rank_counts_from_there(shared_daemon: Daemon) -
     assert second.epoch_digest == second.expected_digest(0)
 
 
+def test_a_loader_says_what_it_is(shared_daemon: Daemon) -> None:
+    loader = shared_daemon.loader(batch_size=50, rank=1, world_size=2, policy="active")
+    loader.set_epoch(7)
+    said = "<fastaa.Loader toy/train batch_size=50 rank=1/2 epoch=7 policy='active'"
+    assert repr(loader) == said + ">"
+    next(loader.batches())
+    # What "active" means in this epoch is known now.
+    assert "epoch=7 policy='none'" in repr(loader)
+    loader.close()
+    assert repr(loader).endswith(" closed>")
+
+
 # --- use ------------------------------------------------------------------------------------------
 
 

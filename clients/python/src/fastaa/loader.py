@@ -49,7 +49,8 @@ class Batch(NamedTuple):
     policy_version: int
     """The policy's version in the daemon's store; 0 for a built-in or a file."""
     policy: str
-    """Reference that names exactly this policy: `NAME@VERSION`, or a built-in's name."""
+    """Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or what the
+    daemon calls the content of a policy file."""
     n_global: int
     """Samples of all ranks in this step: divide a summed loss of the last step by it."""
 
@@ -162,6 +163,15 @@ class Loader:
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        request = self._request
+        policy = self._position.policy or self.recipe.get("policy")
+        return (
+            f"<fastaa.Loader {request.dataset}/{request.split} batch_size={request.batch_size} "
+            f"rank={request.rank}/{request.world_size} epoch={self.epoch} policy={policy!r}"
+            f"{' closed' if self._closed else ''}>"
+        )
+
     # --- what the stream is -------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -205,7 +215,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """The next `for` runs `epoch` from its beginning."""
-        epoch = _request.integer("epoch", epoch, 0, (1 << 40) - 1)
+        epoch = _request.integer("epoch", epoch, 0, _state.EPOCHS_MAX - 1)
         self._move_to(Position(epoch=epoch))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -361,7 +371,10 @@ class Loader:
         return _state.state_of(self._position, self._request, self._welcome)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next `for` goes on where `state` was taken. Raises `StateError` if it cannot."""
+        """The next `for` goes on where `state` was taken.
+
+        Raises `StateError`, and changes nothing, if `state` is damaged or of another stream.
+        """
         self._move_to(_state.position_of(state, self._request, self._welcome))
         self._finished = None
 
@@ -379,7 +392,7 @@ class Loader:
 
         If another rank's state was loaded in the epoch, both count from there on.
         """
-        epoch = _request.integer("epoch", epoch, 0, (1 << 40) - 1)
+        epoch = _request.integer("epoch", epoch, 0, _state.EPOCHS_MAX - 1)
         since = 0
         for position in (self._finished, self._position):
             if position is not None and position.epoch == epoch:
