@@ -49,8 +49,8 @@ class Batch(NamedTuple):
     policy_version: int
     """The policy's version in the daemon's store; 0 for a built-in or a file."""
     policy: str
-    """Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or what the
-    daemon calls the content of a policy file."""
+    """Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or `id:` and
+    the content hash of a policy file."""
     n_global: int
     """Samples of all ranks in this step: divide a summed loss of the last step by it."""
 
