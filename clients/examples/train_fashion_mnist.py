@@ -159,7 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--runtime-dir", help="the daemon's, if it is not the default one")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--policy", default="active", help="default: %(default)s")
+    parser.add_argument("--policy", help="default: the daemon's default")
     parser.add_argument(
         "--picture", type=Path, default=Path("out/augmented.png"), help="default: %(default)s"
     )

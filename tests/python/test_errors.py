@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fastaa
 import pytest
+from fastaa import _hello
 from support import TOY_TRAIN, Daemon, python
 
 BATCH = 20
@@ -42,6 +46,52 @@ def test_a_missing_daemon_is_named_with_the_cure(tmp_path: Path) -> None:
 def test_a_path_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
     with pytest.raises(fastaa.InvalidRequestError, match="shorter runtime_dir"):
         fastaa.Loader("toy", runtime_dir=tmp_path / ("x" * 120))
+
+
+@pytest.fixture
+def full_listener(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
+    """A socket whose queue of connections is full, as that of a daemon under a burst of clients."""
+    path = tmp_path / "hello.sock"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(0)
+        while True:
+            other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            other.setblocking(False)
+            try:
+                other.connect(str(path))
+            except BlockingIOError:
+                break
+        yield path, listener
+
+
+def test_a_full_queue_of_connections_is_waited_for(
+    full_listener: tuple[Path, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, listener = full_listener
+    pauses: list[float] = []
+
+    def serve_one_at_the_third(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            listener.accept()[0].close()
+
+    monkeypatch.setattr(_hello, "_pause", serve_one_at_the_third)
+    with _hello.connect_socket(path, socket.SOCK_SEQPACKET) as connection:
+        assert connection.getpeername() == str(path)
+    assert len(pauses) == 3
+    assert 0 < pauses[0] < pauses[1] < pauses[2] < 1
+
+
+def test_the_wait_for_a_full_queue_ends(
+    full_listener: tuple[Path, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hello, "ANSWER_SECONDS_MAX", 0.1)
+    started = time.monotonic()
+    with pytest.raises(fastaa.DaemonNotRunning, match="accepts no connection"):
+        fastaa.Loader("toy", runtime_dir=full_listener[0].parent)
+    assert 0.1 <= time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(

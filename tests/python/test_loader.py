@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import fastaa
@@ -157,7 +158,39 @@ def test_a_batch_says_what_it_is(shared_daemon: Daemon) -> None:
         assert batch.n_global == (BATCH if step < 15 else TOY_TRAIN - 15 * BATCH)
     assert (loader.n_samples, loader.n_classes) == (TOY_TRAIN, 10)
     assert loader.image_shape == (1, 28, 28)
-    assert loader.recipe["policy"] in ("none", "active")
+    assert loader.recipe["policy"] == "none"
+
+
+def test_the_daemons_default_policy_counts_unless_one_is_asked_for(daemon: Daemon) -> None:
+    daemon.kill()
+    config = daemon.config.read_text()
+    daemon.config.write_text(config.replace('policy = "none"', 'policy = "trivial-wide"'))
+    daemon.start()
+    assert next(daemon.loader().batches()).policy == "trivial-wide"
+    assert next(daemon.loader(policy=None).batches()).policy == "trivial-wide"
+    assert next(daemon.loader(policy="none").batches()).policy == "none"
+    assert daemon.loader(policy="active").recipe["policy"] == "active"
+
+
+def test_a_policy_files_path_is_relative_to_the_program(
+    shared_daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.json").write_text('[[["Contrast", 0.9, 0.7], ["TranslateX", 0.5, 0.4]]]')
+    monkeypatch.chdir(tmp_path)
+    ids = set()
+    for policy in ("mine.json", "./mine.json", Path("mine.json"), str(tmp_path / "mine.json")):
+        loader = shared_daemon.loader(batch_size=BATCH, policy=policy)
+        batches = loader.batches()
+        first = next(batches)
+        ids.add(first.policy_id)
+        assert first.policy not in ("", "none")
+    assert len(ids) == 1
+    # Whatever the daemon calls a file's policy, the name leads back to it.
+    resumed = shared_daemon.loader(batch_size=BATCH, policy="mine.json")
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert {(batch.policy, batch.policy_id) for batch in resumed.batches()} == {
+        (first.policy, first.policy_id)
+    }
 
 
 # --- position -------------------------------------------------------------------------------------
@@ -363,6 +396,18 @@ def test_the_digest_of_a_resumed_rank_counts_from_there(shared_daemon: Daemon) -
     for _ in second:
         pass
     assert second.epoch_digest == second.expected_digest(0)
+
+
+def test_a_loader_says_what_it_is(shared_daemon: Daemon) -> None:
+    loader = shared_daemon.loader(batch_size=50, rank=1, world_size=2, policy="active")
+    loader.set_epoch(7)
+    said = "<fastaa.Loader toy/train batch_size=50 rank=1/2 epoch=7 policy='active'"
+    assert repr(loader) == said + ">"
+    next(loader.batches())
+    # What "active" means in this epoch is known now.
+    assert "epoch=7 policy='none'" in repr(loader)
+    loader.close()
+    assert repr(loader).endswith(" closed>")
 
 
 # --- use ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _messages
+from ._values import shown
 from .errors import InvalidRequestError, UsageError
 
 _TORCH_DTYPES = {
@@ -30,9 +31,9 @@ _NUMPY_DTYPES: dict[_messages.WireDtype, Any] = {
 
 def check_output(output: str, dtype: object = None) -> None:
     """Refuses an output that cannot be made, before a daemon is asked for it."""
-    if output not in ("torch", "numpy"):
+    if not isinstance(output, str) or output not in ("torch", "numpy"):
         raise InvalidRequestError(
-            f"output={output!r} is unknown", 'use output="torch" or output="numpy"'
+            f"output={shown(output)} is unknown", 'use output="torch" or output="numpy"'
         )
     if output == "torch" and importlib.util.find_spec("torch") is None:
         raise UsageError(

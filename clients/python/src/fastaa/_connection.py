@@ -140,9 +140,11 @@ class Connection:
             dealer.setsockopt(zmq.ROUTING_ID, stream.welcome.token)
             monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             dealer.connect(stream.welcome.endpoint)
-        except BaseException:
+        except BaseException as error:
             stream.socket.close()
             context.destroy(linger=0)
+            if _is_foreign(error):
+                raise _cannot_connect(str(runtime_dir), error) from None
             raise
         local = (stream.socket, slab)
         return cls(stream.welcome, context, dealer, monitor, local, str(runtime_dir))
@@ -153,8 +155,8 @@ class Connection:
         request = _messages.ClientFrame(_wire.PROTOCOL_VERSION, 0, hello)
         _hello.encode_hello(hello)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        dealer = context.socket(zmq.DEALER)
         try:
+            dealer = context.socket(zmq.DEALER)
             dealer.setsockopt(zmq.LINGER, 0)
             # A socket that reconnects would tell a restarted daemon what was meant for the dead
             # one; and on TCP only the heartbeat tells that a peer vanished without a word. (-1, to
@@ -168,8 +170,10 @@ class Connection:
             dealer.send(_wire.encode(request))
             welcome = _tcp_welcome(dealer, monitor, address)
             check_slot_layout(welcome)
-        except BaseException:
+        except BaseException as error:
             context.destroy(linger=0)
+            if _is_foreign(error):
+                raise _cannot_connect(address, error) from None
             raise
         return cls(welcome, context, dealer, monitor, None, address)
 
@@ -366,6 +370,18 @@ class Connection:
             found = len(frames[1].buffer) if batch.inline else 0
             if found < welcome.indices_offset + 8 * batch.n_samples:
                 raise ProtocolError(f"a batch came with only {found} bytes")
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """An error of the operating system or of libzmq, which is none of this package's."""
+    return isinstance(error, zmq.ZMQError | OSError) and not isinstance(error, Error)
+
+
+def _cannot_connect(place: str, error: BaseException) -> Error:
+    return DaemonNotRunning(
+        f"the fastaa-loaderd at {place} cannot be connected: {error}",
+        "check the address, and the limits of this process (ulimit -n, free memory)",
+    )
 
 
 def _aligned(payload: memoryview) -> memoryview:

@@ -11,15 +11,17 @@ import array
 import os
 import socket
 import stat
-import struct
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from . import _messages, _wire
+from ._values import shown
 from .errors import (
     DaemonGone,
     DaemonNotRunning,
     Error,
+    ExhaustedError,
     ForbiddenError,
     InvalidRequestError,
     ProtocolError,
@@ -32,6 +34,10 @@ CONTROL_SOCKET = "control.sock"
 ANSWER_SECONDS_MAX = 60.0
 """How long a daemon may take to prepare a stream (mapping a large folder takes its time)."""
 
+_RETRY_SECONDS_MIN = 0.005
+_RETRY_SECONDS_MAX = 0.2
+"""The pauses between attempts to connect a daemon whose queue is full; each is twice the last."""
+
 _PATH_BYTES_MAX = 107
 
 
@@ -42,7 +48,12 @@ def runtime_dir_of(runtime_dir: str | os.PathLike[str] | None) -> Path:
     for root, else `/tmp/fastaa-UID`.
     """
     if runtime_dir is not None:
-        return Path(runtime_dir)
+        try:
+            return Path(runtime_dir)
+        except TypeError:
+            raise InvalidRequestError(
+                f"runtime_dir={shown(runtime_dir)} is no path", "pass a str or a pathlib.Path"
+            ) from None
     if named := os.environ.get("FASTAA_RUNTIME_DIR"):
         return Path(named)
     if xdg := os.environ.get("XDG_RUNTIME_DIR"):
@@ -74,14 +85,13 @@ def connect_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
             f"{path}: a socket's path has at most {_PATH_BYTES_MAX} bytes",
             "use a shorter runtime_dir",
         )
-    connection = socket.socket(socket.AF_UNIX, kind)
     try:
-        # Python's timeouts make the socket non-blocking, and a full backlog then refuses at once;
-        # the kernel's own timeout waits for a place.
-        timeout = struct.pack("ll", int(ANSWER_SECONDS_MAX), 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-        connection.connect(str(path))
+        connection = socket.socket(socket.AF_UNIX, kind)
+    except OSError as error:
+        raise ExhaustedError(f"this process can open no socket: {error}") from None
+    try:
         connection.settimeout(ANSWER_SECONDS_MAX)
+        _connect_patiently(connection, path)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         connection.close()
         raise DaemonNotRunning(
@@ -102,8 +112,38 @@ def connect_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
                 f"the daemon at {path} accepts no connection",
                 "it may be stopped or overloaded; see its log",
             ) from None
+        if isinstance(error, OSError | ValueError):
+            # ValueError: a NUL in the path.
+            raise DaemonNotRunning(
+                f"{shown(str(path))} cannot be connected: {error}",
+                "runtime_dir must be the folder of a running daemon",
+            ) from None
         raise
     return connection
+
+
+def _connect_patiently(connection: socket.socket, path: Path) -> None:
+    """Connects; while the daemon's queue of connections is full, waits as for an answer.
+
+    With a timeout set, Python connects without blocking, and Linux then refuses at once (EAGAIN)
+    what does not fit into the queue; there is nothing to poll for.
+    """
+    deadline = time.monotonic() + ANSWER_SECONDS_MAX
+    pause = _RETRY_SECONDS_MIN
+    while True:
+        try:
+            connection.connect(str(path))
+            return
+        except BlockingIOError:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            _pause(min(pause, left))
+            pause = min(2 * pause, _RETRY_SECONDS_MAX)
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 class LocalStream(NamedTuple):
@@ -140,8 +180,10 @@ def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
     except (BrokenPipeError, ConnectionResetError):
         connection.close()
         raise _hung_up(path) from None
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, OSError) and not isinstance(error, Error):
+            raise DaemonGone(f"no answer from the daemon at {path}: {error}") from None
         raise
 
 

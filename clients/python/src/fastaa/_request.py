@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import _control, _hello, _messages, _wire
+import numpy as np
+
+from . import _control, _hello, _messages, _values, _wire
 from ._arrays import check_output
 from ._connection import Connection
+from ._values import shown
 from ._version import __version__
 from .errors import InvalidRequestError, UnsupportedError
 
@@ -23,20 +25,34 @@ _U64_MAX = (1 << 64) - 1
 _BATCH_SIZE_MAX = 1 << 20  # limits.rs
 _WORLD_SIZE_MAX = 1 << 16  # limits.rs
 
+_PORT_MAX = 65_535
+
+_ADDRESS = re.compile(r"tcp://(?:[\w.-]+|\[[\w.:%-]+\]):(?P<port>\d{1,5})", re.ASCII)
+
 _MODES = {"shard": _messages.GroupMode.Shard, "broadcast": _messages.GroupMode.Broadcast}
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
     """`value` as an int within bounds (numpy's integers are welcome, bools and floats are not)."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
+    number = _values.whole(value)
+    if number is None or not low <= number <= high:
         raise InvalidRequestError(
-            f"{name}={value!r} is no whole number from {low} to {high}", f"pass a valid {name}"
+            f"{name}={shown(value)} is no whole number from {low} to {high}", f"pass a valid {name}"
         )
     return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    """`value` as a bool; `"false"` is none, and would count as true."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise InvalidRequestError(f"{name}={shown(value)} is no bool", f"pass {name}=True or False")
+
+
+def _name(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise InvalidRequestError(f"{name}={shown(value)} is no str", f"pass the {name}'s name")
 
 
 def stream_request(
@@ -56,21 +72,20 @@ def stream_request(
 ) -> _messages.StreamRequest:
     """A checked request; what is `None` comes from torchrun's environment, if it runs us."""
     if not isinstance(mode, str) or mode not in _MODES:
-        raise InvalidRequestError(f"mode={mode!r} is unknown", 'use mode="shard" or "broadcast"')
-    for name, value in (("dataset", dataset), ("split", split), ("group", group or "")):
-        if not isinstance(value, str):
-            raise InvalidRequestError(f"{name}={value!r} is no str", f"pass the {name}'s name")
+        raise InvalidRequestError(
+            f"mode={shown(mode)} is unknown", 'use mode="shard" or "broadcast"'
+        )
     rank, world_size = _rank_and_world_size(rank, world_size, is_shard=mode == "shard")
     return _messages.StreamRequest(
-        dataset=dataset,
-        split=split,
+        dataset=_name("dataset", dataset),
+        split=_name("split", split),
         batch_size=integer("batch_size", batch_size, 1, _BATCH_SIZE_MAX),
         seed=integer("seed", seed, 0, _U64_MAX),
         rank=rank,
         world_size=world_size,
-        drop_last=bool(drop_last),
-        shuffle=bool(shuffle),
-        group=_torchrun_group() if group is None else group,
+        drop_last=_flag("drop_last", drop_last),
+        shuffle=_flag("shuffle", shuffle),
+        group=_torchrun_group() if group is None else _name("group", group),
         mode=_MODES[mode],
         recipe_json=recipe,
         n_slots=integer("n_slots", n_slots, 0, _U32_MAX),
@@ -80,25 +95,28 @@ def stream_request(
 def _rank_and_world_size(rank: Any, world_size: Any, *, is_shard: bool) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise InvalidRequestError(
-            f"rank={rank!r} and world_size={world_size!r} belong together",
+            f"rank={shown(rank)} and world_size={shown(world_size)} belong together",
             "pass both, or neither: then torchrun's RANK and WORLD_SIZE count, else 0 and 1",
         )
     if rank is None:
         # Members of a broadcast group share nothing, so torchrun's ranks mean nothing there.
         rank, world_size = "0", "1"
-        named = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
-        if is_shard and len(named) == 1:
+        if is_shard and ("RANK" in os.environ or "WORLD_SIZE" in os.environ):
+            rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        if rank is None or world_size is None:
+            # Ranks that all take themselves for rank 0 would train on the same samples.
+            alone, missing = ("WORLD_SIZE", "RANK") if rank is None else ("RANK", "WORLD_SIZE")
             raise InvalidRequestError(
-                f"{named} is in the environment, but RANK and WORLD_SIZE belong together",
-                "set both or neither, or pass rank= and world_size=",
+                f"the environment has {alone}={shown(os.environ[alone])} but no {missing}; they "
+                "belong together",
+                "set both, as torchrun does, or unset both, or pass rank= and world_size=",
             )
-        if is_shard and named:
-            rank, world_size = named["RANK"], named["WORLD_SIZE"]
         try:
             rank, world_size = int(rank), int(world_size)
         except ValueError:
             raise InvalidRequestError(
-                f"RANK={rank!r} and WORLD_SIZE={world_size!r} in the environment are no numbers",
+                f"RANK={shown(rank)} and WORLD_SIZE={shown(world_size)} in the environment are no "
+                "numbers",
                 "unset them, or pass rank= and world_size=",
             ) from None
     world_size = integer("world_size", world_size, 1, _WORLD_SIZE_MAX)
@@ -127,18 +145,36 @@ def _torchrun_group() -> str:
 def recipe(policy: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> str:
     """The recipe keys that differ from the daemon's defaults, as a JSON object."""
     keys = dict(overrides)
-    is_path = isinstance(policy, str) and ("/" in policy or policy.endswith(".json"))
-    if is_path or isinstance(policy, os.PathLike):
-        # The daemon has another working directory.
-        policy = os.path.abspath(policy or "")  # noqa: PTH100 (a symlink stays what the user named)
     if policy is not None:
-        keys["policy"] = policy
+        keys["policy"] = _policy_reference(policy)
     try:
         return json.dumps(keys, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(
             f"the recipe overrides cannot be sent: {error}",
             "use numbers, strings, lists and dicts, as in the daemon's [stream.defaults]",
+        ) from None
+
+
+def _policy_reference(policy: Any) -> str:
+    """The policy as the daemon finds it: paths absolute, names as they are."""
+    if not isinstance(policy, str | os.PathLike):
+        raise InvalidRequestError(
+            f"policy={shown(policy)} is no policy",
+            "pass a name, NAME@VERSION, a policy file's path, or None for the daemon's default",
+        )
+    reference = policy.strip() if isinstance(policy, str) else os.fsdecode(policy)
+    # The rule for strings is that of the daemon (`looks_like_path` in src/policy/builtin.rs).
+    looks_like_path = "/" in reference or Path(reference).suffix.lower() == ".json"
+    if isinstance(policy, str) and not looks_like_path:
+        return reference
+    try:
+        # The daemon has another working directory.
+        return os.path.abspath(reference)  # noqa: PTH100 (a symlink stays what the user named)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"policy={shown(policy)} is relative, and the working directory is gone: {error}",
+            "pass an absolute path",
         ) from None
 
 
@@ -203,13 +239,13 @@ def target(
         if token is not None:
             raise InvalidRequestError("token= is for TCP only", "drop it, or pass address= as well")
         return Target(_hello.runtime_dir_of(runtime_dir), None, "")
-    if not isinstance(address, str) or not _ADDRESS.fullmatch(address):
+    found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if found is None or not 1 <= int(found["port"]) <= _PORT_MAX:
         raise InvalidRequestError(
-            f"address={address!r} is no tcp://HOST:PORT",
+            f"address={shown(address)} is no tcp:// address",
             'use address="tcp://127.0.0.1:PORT", or runtime_dir= for the daemon of this host',
         )
-    directory = Path() if runtime_dir is None else Path(runtime_dir)
-    return Target(directory, address, _token_of(token))
+    return Target(Path(), found[0], _token_of(token))
 
 
 def _token_of(token: str | os.PathLike[str] | None) -> str:
@@ -219,10 +255,15 @@ def _token_of(token: str | os.PathLike[str] | None) -> str:
             "TCP needs a token",
             "pass token=: the daemon's token, or the path of its token_file",
         )
+    if not isinstance(token, str | os.PathLike):
+        # What it is not told: it may be a secret.
+        raise InvalidRequestError(
+            f"token= is a {type(token).__name__}", "pass the token as a str, or its file's path"
+        )
     try:
         is_file = isinstance(token, os.PathLike) or Path(token).is_file()
         return Path(token).read_text().strip() if is_file else str(token)
-    except OSError as error:
+    except (OSError, TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"the token file cannot be read: {error}", "pass the path of the daemon's token_file"
         ) from None

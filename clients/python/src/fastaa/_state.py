@@ -6,16 +6,22 @@ number and batch size; only the digest belongs to one rank.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import _messages
+from . import _messages, _values
+from ._values import shown
 from .errors import StateError
 
 STATE_VERSION = 1
 
-_POLICY_BYTES_MAX = 4096
-"""Longest reference of a policy in a state."""
+EPOCHS_MAX = 1 << 40
+"""Epochs of a run, by whose bits the daemon counts its random draws (`src/random.rs`)."""
+
+_POLICY_BYTES_MAX = 4096  # A path, at the longest.
+
+_DAMAGE_HINT = "use an older one"
 
 
 class Position(NamedTuple):
@@ -70,14 +76,35 @@ def state_of(
 def position_of(
     state: Mapping[str, Any], request: _messages.StreamRequest, welcome: _messages.Welcome
 ) -> Position:
-    """The position in a state. Raises `StateError` if it belongs to another stream."""
+    """The position in a state. Raises `StateError` if it is damaged or of another stream."""
     if not isinstance(state, Mapping) or "version" not in state:
         raise StateError("this is no state of a fastaa.Loader", "pass what state_dict() returned")
-    if state["version"] != STATE_VERSION:
+    version = state["version"]
+    if _values.whole(version) != STATE_VERSION:
         raise StateError(
-            f"the state has version {state['version']!r}, this client knows {STATE_VERSION}",
+            f"the state has version {shown(version)}, this client knows {STATE_VERSION}",
             "use the client version that wrote it",
         )
+    _check_stream(state, request, welcome)
+    n_samples = welcome.n_samples
+    epoch = _whole_in(state, "epoch", EPOCHS_MAX - 1)
+    offset = _whole_in(state, "offset", n_samples)
+    # Every step takes a sample at least, and a digest begins at or before the position.
+    step = _whole_in(state, "step", offset)
+    digest_since = _whole_in(state, "digest_since", offset)
+    policy, digest = _policy_in(state), _digest_in(state)
+    owner = _owner_in(state)
+    if not _has_batches_left(offset, request, welcome):
+        return Position(epoch=epoch + 1)
+    if owner != _digest_owner(request):
+        # Another rank's digest, or another partition: count from here on.
+        digest, digest_since = 0, offset
+    return Position(epoch, offset, step, policy, digest, digest_since)
+
+
+def _check_stream(
+    state: Mapping[str, Any], request: _messages.StreamRequest, welcome: _messages.Welcome
+) -> None:
     expected = {
         "dataset": request.dataset,
         "split": request.split,
@@ -86,36 +113,58 @@ def position_of(
         "shuffle": request.shuffle,
         "drop_last": request.drop_last,
     }
-    hints = {
-        "fingerprint": "the dataset was changed or replaced since; a new run must start anew",
-    }
     for key, value in expected.items():
-        if state.get(key) != value:
+        found = state.get(key)
+        # The type counts: True is not 1.
+        plain = _values.whole(found) if type(value) is int else found
+        if type(plain) is not type(value) or plain != value:
+            hint = f"make the loader with {key}={shown(found)}"
+            if key == "fingerprint":
+                hint = "the dataset was changed or replaced since; a new run must start anew"
+            elif type(plain) is not type(value):
+                hint = _DAMAGE_HINT
             raise StateError(
-                f"the state belongs to {key}={state.get(key)!r}, this loader has {value!r}",
-                hints.get(key, f"make the loader with {key}={state.get(key)!r}"),
+                f"the state belongs to {key}={shown(found)}, this loader has {shown(value)}", hint
             )
+
+
+def _damaged(state: Mapping[str, Any], key: str, must_be: str) -> StateError:
+    found = shown(state[key]) if key in state else "missing"
+    return StateError(f"the state is damaged: {key} is {found}, not {must_be}", _DAMAGE_HINT)
+
+
+def _whole_in(state: Mapping[str, Any], key: str, high: int) -> int:
+    number = _values.whole(state.get(key))
+    if number is None or not 0 <= number <= high:
+        raise _damaged(state, key, f"a whole number from 0 to {high}")
+    return number
+
+
+def _policy_in(state: Mapping[str, Any]) -> str:
+    """A reference: whatever the daemon called the policy; empty before it did."""
+    policy = state.get("policy")
     try:
-        numbers = [_whole(state[key]) for key in ("epoch", "offset", "step", "digest_since")]
-        digest = int(state["digest"], 16)
-        policy, owner = state["policy"], list(state["digest_of"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"the state is damaged: {error!r}", "use an older one") from None
-    if not isinstance(policy, str) or len(policy.encode()) > _POLICY_BYTES_MAX:
-        raise StateError("the state is damaged: its policy is no reference", "use an older one")
-    epoch, offset, step, digest_since = numbers
-    is_possible = epoch < 1 << 40 and step < 1 << 63 and offset <= welcome.n_samples
-    if min(numbers) < 0 or not is_possible or digest_since > offset or digest >> 64:
-        raise StateError(
-            f"the state is damaged: epoch {epoch}, offset {offset} of {welcome.n_samples} samples",
-            "use an older one",
-        )
-    if not _has_batches_left(offset, request, welcome):
-        return Position(epoch=epoch + 1)
-    if owner != _digest_owner(request):
-        # Another rank's digest, or another partition: count from here on.
-        digest, digest_since = 0, offset
-    return Position(epoch, offset, step, policy, digest, digest_since)
+        if isinstance(policy, str) and len(policy.encode()) <= _POLICY_BYTES_MAX:
+            return str.__str__(policy)
+    except UnicodeEncodeError:
+        pass
+    raise _damaged(state, "policy", f"a text of at most {_POLICY_BYTES_MAX} bytes")
+
+
+def _digest_in(state: Mapping[str, Any]) -> int:
+    digest = state.get("digest")
+    if not isinstance(digest, str) or re.fullmatch("[0-9a-fA-F]{16}", digest) is None:
+        raise _damaged(state, "digest", "sixteen hexadecimal digits")
+    return int(digest, 16)
+
+
+def _owner_in(state: Mapping[str, Any]) -> list[int]:
+    found = state.get("digest_of")
+    numbers = [_values.whole(item) for item in found] if isinstance(found, list | tuple) else []
+    owner = [number for number in numbers if number is not None]
+    if len(numbers) != 3 or len(owner) != 3:
+        raise _damaged(state, "digest_of", "a list of three whole numbers")
+    return owner
 
 
 def _whole(value: Any) -> int:

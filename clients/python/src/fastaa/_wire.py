@@ -138,7 +138,10 @@ _BOOL = _Codec(_write_bool, _read_bool)
 
 
 def _write_str(out: bytearray, value: Any) -> None:
-    encoded = value.encode("utf-8")
+    try:
+        encoded = value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise WireError(f"a text that is no UTF-8: {error}") from None
     _U64.write(out, len(encoded))
     out += encoded
 

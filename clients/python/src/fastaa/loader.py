@@ -49,7 +49,8 @@ class Batch(NamedTuple):
     policy_version: int
     """The policy's version in the daemon's store; 0 for a built-in or a file."""
     policy: str
-    """Reference that names exactly this policy: `NAME@VERSION`, or a built-in's name."""
+    """Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or `id:` and
+    the content hash of a policy file."""
     n_global: int
     """Samples of all ranks in this step: divide a summed loss of the last step by it."""
 
@@ -78,14 +79,17 @@ class Loader:
         rank: This consumer's place. Default: torchrun's `RANK`, else 0.
         world_size: Ranks that share each global batch. Default: torchrun's `WORLD_SIZE`, else 1.
         group: The run whose ranks agree on each epoch's policy. Default: torchrun's run id, else
-            this connection alone. A name stands for one run: a new run under an old name replays
-            its policies, epoch by epoch.
+            this connection alone. The name stands for one run: whoever uses it again, a resumed
+            run above all, gets the policy that this run had in each epoch. A new run takes a new
+            name.
         mode: `"shard"`: the ranks share the epoch. `"broadcast"`: each sees all of it.
         drop_last: Drop an epoch's last, incomplete global batch.
         shuffle: A new keyed permutation each epoch, or index order.
-        policy: `"active"` (the one that was published last), `"none"`, a built-in's name,
-            `"NAME@VERSION"`, or a policy file's path. Default: the daemon's `[stream.defaults]`
-            policy, which is `"active"` unless it is configured otherwise.
+        policy: `"active"` (the one that the daemon's search published last), `"none"`, a built-in's
+            name, `"NAME@VERSION"`, or a policy file's path: a `pathlib.Path`, or a string with a
+            `/` in it or `.json` at its end; relative to this process's working directory. Default:
+            `policy` under `[stream.defaults]` in the daemon's configuration, which is `"active"`
+            unless it says something else.
         device: `None` or `"cpu"`.
         runtime_dir: Where the daemon's sockets are. Default: `$FASTAA_RUNTIME_DIR`, else
             `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa` for root, else `/tmp/fastaa-UID`.
@@ -161,10 +165,11 @@ class Loader:
 
     def __repr__(self) -> str:
         request = self._request
+        policy = self._position.policy or self.recipe.get("policy")
         return (
             f"<fastaa.Loader {request.dataset}/{request.split} batch_size={request.batch_size} "
-            f"rank={request.rank}/{request.world_size} epoch={self._position.epoch} "
-            f"policy={self._position.policy or self.recipe['policy']}>"
+            f"rank={request.rank}/{request.world_size} epoch={self.epoch} policy={policy!r}"
+            f"{' closed' if self._closed else ''}>"
         )
 
     # --- what the stream is -------------------------------------------------------------------
@@ -210,7 +215,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """The next `for` runs `epoch` from its beginning."""
-        epoch = _request.integer("epoch", epoch, 0, (1 << 40) - 1)
+        epoch = _request.integer("epoch", epoch, 0, _state.EPOCHS_MAX - 1)
         self._move_to(Position(epoch=epoch))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -366,7 +371,10 @@ class Loader:
         return _state.state_of(self._position, self._request, self._welcome)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next `for` goes on where `state` was taken. Raises `StateError` if it cannot."""
+        """The next `for` goes on where `state` was taken.
+
+        Raises `StateError`, and changes nothing, if `state` is damaged or of another stream.
+        """
         self._move_to(_state.position_of(state, self._request, self._welcome))
         self._finished = None
 
@@ -384,7 +392,7 @@ class Loader:
 
         If another rank's state was loaded in the epoch, both count from there on.
         """
-        epoch = _request.integer("epoch", epoch, 0, (1 << 40) - 1)
+        epoch = _request.integer("epoch", epoch, 0, _state.EPOCHS_MAX - 1)
         since = 0
         for position in (self._finished, self._position):
             if position is not None and position.epoch == epoch:
