@@ -18,8 +18,6 @@ from ._values import shown
 from ._version import __version__
 from .errors import InvalidRequestError, UnsupportedError
 
-_ADDRESS = re.compile(r"tcp://[^:/\s]+:\d{1,5}|tcp://\[[0-9a-fA-F:.]+\]:\d{1,5}")
-
 _U32_MAX = (1 << 32) - 1
 _U64_MAX = (1 << 64) - 1
 _BATCH_SIZE_MAX = 1 << 20  # limits.rs

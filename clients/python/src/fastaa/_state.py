@@ -167,13 +167,6 @@ def _owner_in(state: Mapping[str, Any]) -> list[int]:
     return owner
 
 
-def _whole(value: Any) -> int:
-    """A number of a state; JSON has no other whole numbers than ints."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
 def _has_batches_left(
     offset: int, request: _messages.StreamRequest, welcome: _messages.Welcome
 ) -> bool:
