@@ -185,8 +185,9 @@ impl EventLoop {
     fn on_finished(&mut self, job: &FinishedJob) {
         self.jobs_in_flight -= 1;
         let Some(live) = self.sessions.get_mut(&job.tag.session) else { return };
-        live.session.finished(job.tag);
-        if let Some(error) = &job.error {
+        let is_current = live.session.finished(job.tag);
+        // A failure in an epoch that was given up must not end the one that came after it.
+        if let Some(error) = job.error.as_ref().filter(|_| is_current) {
             warn!(session = format_args!("{:016x}", job.tag.session), error, "batch failed");
             live.session.abandon();
             let refusal = Refusal::new(ErrorCode::Data, error.clone())

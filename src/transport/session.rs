@@ -291,16 +291,20 @@ impl Session {
         true
     }
 
-    /// A job is done.
-    pub(super) fn finished(&mut self, tag: JobTag) {
+    /// A job is done; `false`: it belongs to a start that was given up, and means nothing any more.
+    pub(super) fn finished(&mut self, tag: JobTag) -> bool {
         let slot = &mut self.slots[tag.slot as usize];
         assert_eq!(slot.state, SlotState::Filling, "slot {} was being filled", tag.slot);
         match &mut self.run {
             Some(run) if tag.seek == self.seek => {
                 slot.state = SlotState::Ready;
                 run.ready.insert(tag.step, tag.slot);
+                true
             }
-            _ => self.free_slot(tag.slot),
+            _ => {
+                self.free_slot(tag.slot);
+                false
+            }
         }
     }
 

@@ -143,7 +143,8 @@ proptest! {
                 // A job ends, in any order.
                 0..=3 if !world.filling.is_empty() => {
                     let tag = world.filling.swap_remove(pick as usize % world.filling.len());
-                    session.finished(tag);
+                    let is_current = tag.seek == world.seek && !world.ended;
+                    prop_assert_eq!(session.finished(tag), is_current);
                 }
                 // The consumer lets go of a batch, in any order.
                 4..=6 if !world.leased.is_empty() => {
