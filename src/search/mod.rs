@@ -1,9 +1,16 @@
-//! The policy search: its parts so far. Nothing in the daemon runs them yet.
+//! The policy search.
 //!
-//! Owns folds, journal, proposers, fold models and everything of tch (feature `torch`). Never
-//! touches a stream.
+//! Owns folds, journal, proposers, fold models and everything of tch (feature `torch`), the three
+//! algorithms and the gate. Never touches a stream: a policy that passed the gate reaches the
+//! streams through the policy store.
+//!
+//! The parts, from the bottom up: [`lab`] measures; [`ledger`] remembers what was measured;
+//! [`affinity`] and [`algorithm`] find a candidate; the gate decides; the engine runs rounds of it.
 
+pub mod affinity;
+pub mod algorithm;
 pub mod batches;
+mod error;
 mod folds;
 #[cfg(test)]
 mod folds_tests;
@@ -11,11 +18,15 @@ mod journal;
 mod journal_scan;
 #[cfg(test)]
 mod journal_tests;
+pub mod lab;
+pub mod ledger;
+pub mod progress;
 pub mod proposer;
 pub mod space;
 #[cfg(feature = "torch")]
 pub mod torch;
 
+pub use error::SearchError;
 pub use folds::{ClassCounts, Fold, FoldError, FoldOptions, FoldPlan, FoldSummary, plan_folds};
 pub use journal::{Journal, JournalError, JournalHeader, JournalTail, OpenedJournal};
 
