@@ -14,6 +14,7 @@ mod error;
 mod folds;
 #[cfg(test)]
 mod folds_tests;
+pub mod gate;
 mod journal;
 mod journal_scan;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub mod lab;
 pub mod ledger;
 pub mod progress;
 pub mod proposer;
+pub mod round;
 pub mod space;
 #[cfg(feature = "torch")]
 pub mod torch;
