@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::round::FoldRecord;
 use crate::augment::PreparedPolicy;
 use crate::policy::Policy;
 
@@ -107,6 +108,25 @@ pub trait Lab: Sync {
 
     /// Samples in D_A of a fold.
     fn n_held_out(&self, fold: usize) -> usize;
+
+    /// Image passes that the training of a fold's model costs.
+    fn fold_passes(&self, _fold: usize) -> u64 {
+        0
+    }
+
+    /// Trains the fold's model on its D_M under the recipe's crop and flip alone, or goes on with
+    /// what is left of an earlier attempt.
+    ///
+    /// # Errors
+    /// The training diverges, or a sample cannot be read, or the checkpoint not written.
+    fn train_fold(&self, _fold: usize) -> Result<FoldRecord, LabError> {
+        Ok(FoldRecord::default())
+    }
+
+    /// Whether the model that `record` tells of is still at hand, unchanged.
+    fn has_fold(&self, _fold: usize, _record: &FoldRecord) -> bool {
+        true
+    }
 
     /// Image passes that a training costs, its evaluation included; a backward pass counts two.
     fn passes(&self, on: TrainOn) -> u64;

@@ -135,8 +135,15 @@ impl Ledger {
         read(key, value)
     }
 
-    /// The value of a finished unit, if it is one.
-    pub fn known(&self, key: &str) -> Option<Value> {
+    /// The value of a unit that is finished, else `None`.
+    ///
+    /// # Errors
+    /// The journal has another kind of value.
+    pub fn finished<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SearchError> {
+        self.known(key).map(|value| read(key, value)).transpose()
+    }
+
+    fn known(&self, key: &str) -> Option<Value> {
         self.lock().known.get(key).map(|record| record.value.clone())
     }
 
@@ -297,3 +304,7 @@ fn thread_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

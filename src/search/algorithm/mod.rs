@@ -3,6 +3,10 @@
 //! Owns what all of them are given and what they give back. They never decide what is published:
 //! the gate does.
 
+mod ranged;
+
+pub use ranged::{Ranged, Shape};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
