@@ -28,6 +28,8 @@ pub enum Purpose {
     /// Points that the policy search proposes; the "epoch" is the place in the space, the "sample"
     /// the trial.
     Proposal = 16,
+    /// Initial weights of fold models; the "epoch" is the tensor, the "sample" a part of it.
+    InitialWeights = 20,
 }
 
 const PHILOX_M0: u32 = 0xD251_1F53;

@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use crate::augment::PreparedPolicy;
-use crate::dataset::{DatasetError, Label, Split};
-use crate::pipeline::recipe::{Dtype, Layout, Recipe, RecipeError};
+use crate::dataset::{DatasetError, Label, Split, SplitInfo};
+use crate::pipeline::recipe::{Crop, Dtype, Layout, Recipe, RecipeError};
 use crate::pipeline::render::{CompiledRecipe, OutputShape, RenderScratch, SampleKey};
+
+use super::lab::Change;
 
 /// Why there is no batch.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +29,13 @@ pub enum BatchError {
     },
 }
 
-/// Makes batches of f32 images in NCHW order.
+/// Makes batches of f32 images in NHWC order, in which convolutions are fastest.
 #[derive(Debug)]
 pub struct BatchMaker {
     split: Arc<dyn Split>,
     recipe: CompiledRecipe,
+    /// The same in bytes, not normalised.
+    byte_recipe: CompiledRecipe,
     seed: u64,
     scratch: RenderScratch,
     bytes: Vec<u8>,
@@ -40,7 +44,7 @@ pub struct BatchMaker {
 /// One batch, on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostBatch {
-    /// `[n, channels, height, width]`, packed.
+    /// `[n, height, width, channels]`, packed.
     pub images: Vec<f32>,
     /// `[n]`.
     pub labels: Vec<i64>,
@@ -52,10 +56,25 @@ impl BatchMaker {
     /// # Errors
     /// The recipe does not fit the split.
     pub fn new(split: Arc<dyn Split>, recipe: &Recipe, seed: u64) -> Result<Self, BatchError> {
-        let recipe = Recipe { dtype: Dtype::F32, layout: Layout::Nchw, ..recipe.clone() };
-        let recipe = CompiledRecipe::new(&recipe, split.info())?;
+        let compiled = |dtype| {
+            let recipe = Recipe { dtype, layout: Layout::Nhwc, ..recipe.clone() };
+            CompiledRecipe::new(&recipe, split.info())
+        };
+        let (recipe, byte_recipe) = (compiled(Dtype::F32)?, compiled(Dtype::U8)?);
         let (scratch, bytes) = (RenderScratch::default(), Vec::new());
-        Ok(Self { split, recipe, seed, scratch, bytes })
+        Ok(Self { split, recipe, byte_recipe, seed, scratch, bytes })
+    }
+
+    /// For clean images: the recipe's shape and normalisation, but nothing random. No flip, no
+    /// cutout; of a `pad` crop the middle, which is the whole image where sizes are equal. Padding
+    /// that cannot be the same on both sides (an odd difference of sizes, or an image that is no
+    /// square) is placed by a draw that belongs to the sample: the same at every evaluation.
+    ///
+    /// # Errors
+    /// The recipe does not fit the split.
+    pub fn clean(split: Arc<dyn Split>, recipe: &Recipe) -> Result<Self, BatchError> {
+        let crop = clean_crop(recipe.crop, split.info());
+        Self::new(split, &Recipe { crop, hflip: false, cutout: 0, ..recipe.clone() }, 0)
     }
 
     /// Shape of the images.
@@ -90,4 +109,49 @@ impl BatchMaker {
         let floats = self.bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_ne_bytes(bytes));
         Ok(HostBatch { images: floats.collect(), labels })
     }
+
+    /// How much `policy` changes these samples, as the mean over `n_draws` draws: each image is
+    /// compared, in bytes, with the same crop, flip and cutout of the same sample without it. The
+    /// draws are those of [`Self::batch`] in the epochs `0..n_draws`.
+    ///
+    /// # Errors
+    /// A sample cannot be read.
+    pub fn change(
+        &mut self,
+        sample_idxs: &[u64],
+        policy: &PreparedPolicy,
+        n_draws: u32,
+    ) -> Result<Change, BatchError> {
+        let none = PreparedPolicy::default();
+        let image_bytes = self.byte_recipe.shape().pixel_bytes();
+        self.bytes.resize(2 * image_bytes, 0);
+        let (plain, changed) = self.bytes.split_at_mut(image_bytes);
+        let (mut n_changed, mut difference_sum) = (0u64, 0u64);
+        for epoch in 0..u64::from(n_draws) {
+            for &sample_idx in sample_idxs {
+                let sample = self.split.sample(sample_idx)?;
+                let key = SampleKey { seed: self.seed, epoch, sample_idx };
+                self.byte_recipe.render(&sample, &none, key, &mut self.scratch, plain);
+                self.byte_recipe.render(&sample, policy, key, &mut self.scratch, changed);
+                let pairs = plain.iter().zip(changed.iter());
+                let difference: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+                n_changed += u64::from(difference > 0);
+                difference_sum += difference;
+            }
+        }
+        let n_images = (sample_idxs.len() as u64 * u64::from(n_draws)).max(1) as f64;
+        Ok(Change {
+            changed: n_changed as f64 / n_images,
+            distance: difference_sum as f64 / (255.0 * image_bytes as f64 * n_images),
+        })
+    }
+}
+
+fn clean_crop(crop: Crop, info: &SplitInfo) -> Crop {
+    let Crop::Pad { size, .. } = crop else { return crop };
+    let side = u32::try_from(info.height.min(info.width)).unwrap_or(u32::MAX);
+    if size <= side {
+        return Crop::Center { size, resize: None };
+    }
+    Crop::Pad { size, pad: (size - side).div_ceil(2) }
 }

@@ -4,10 +4,20 @@
 //! the caller, no work whose amount depends on time.
 
 mod fold_model;
+mod memory;
+mod model;
+mod net;
+mod precision;
+mod script;
 mod sgd;
-mod small_cnn;
+mod spec;
 
-pub use fold_model::{FoldModel, FoldTraining, Score};
+pub use fold_model::{FoldModel, FoldTraining};
+pub use memory::{check_memory, memory_needed};
+pub use precision::{Precision, precision};
+pub use spec::ModelSpec;
+
+pub use super::lab::Score;
 
 /// The libtorch that tch 0.24 demands; its build script refuses any other.
 const LIBTORCH_VERSION: &str = "2.11.0";
@@ -38,7 +48,45 @@ pub enum TorchError {
         /// What is missing.
         tensor: String,
     },
-    /// The checkpoint cannot be written.
+    /// No model has this name.
+    #[error(
+        "fold model '{name}': {problem}; use small-cnn, wrn-40-2, wrn-28-10 or resnet18, or the \
+         path of a TorchScript file (.pt, .pth or .ts)"
+    )]
+    UnknownModel {
+        /// What was given.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A TorchScript file cannot be used.
+    #[error("fold model {path}: {problem}")]
+    Script {
+        /// The file.
+        path: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Nothing can be learned.
+    #[error("a fold model cannot be trained on {n_samples} sample(s); it needs at least 2")]
+    TooFewSamples {
+        /// How many there are.
+        n_samples: usize,
+    },
+    /// The host has too little memory.
+    #[error(
+        "{what} need about {needed_mib} MiB of memory, but {available_mib} MiB are available; \
+         choose a smaller model, a smaller crop or a smaller batch, or fewer threads"
+    )]
+    Memory {
+        /// Which models.
+        what: String,
+        /// The estimate.
+        needed_mib: u64,
+        /// What the host, or the control group, still allows.
+        available_mib: u64,
+    },
+    /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
@@ -47,6 +95,12 @@ pub enum TorchError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Gives this thread the process's number of torch threads. OpenMP counts per thread: one that was
+/// never told would use all cores in its first convolutions, and sum in another order.
+fn share_threads() {
+    tch::set_num_threads(tch::get_num_threads());
 }
 
 /// Version and threads of the libtorch that this process has loaded.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Tensor, no_grad};
+use tch::{TchError, Tensor, no_grad};
 
 use super::TorchError;
 
@@ -61,31 +61,42 @@ impl Sgd {
         Self { options, params }
     }
 
-    /// One step at learning rate `lr`, from gradients computed since [`Self::zero_grad`].
-    pub(crate) fn step(&mut self, lr: f64) {
+    /// One step at learning rate `lr`, from gradients computed since [`Self::zero_grad`]. A weight
+    /// that had no part in the loss has no gradient, and stays.
+    ///
+    /// # Errors
+    /// libtorch says no.
+    pub(crate) fn step(&mut self, lr: f64) -> Result<(), TchError> {
         let SgdOptions { momentum, weight_decay, .. } = self.options;
         no_grad(|| {
-            let scale = self.clip_scale();
+            let Some(scale) = self.clip_scale()? else { return Ok(()) };
             for param in self.params.values_mut() {
-                let mut gradient = param.weight.grad() * scale;
-                if param.decays && weight_decay != 0.0 {
-                    gradient += &param.weight * weight_decay;
+                let gradient = param.weight.grad();
+                if !gradient.defined() {
+                    continue;
                 }
-                let _ = param.momentum.g_mul_scalar_(momentum);
-                let _ = param.momentum.g_add_(&gradient);
-                let update = gradient + &param.momentum * momentum;
-                let _ = param.weight.g_sub_(&(update * lr));
+                let mut gradient = gradient.f_mul(&scale)?;
+                if param.decays && weight_decay != 0.0 {
+                    gradient = gradient.f_add(&(&param.weight * weight_decay))?;
+                }
+                let _ = param.momentum.f_mul_scalar_(momentum)?.f_add_(&gradient)?;
+                let update = gradient.f_add(&(&param.momentum * momentum))?;
+                let _ = param.weight.f_sub_(&(update * lr))?;
             }
-        });
+            Ok(())
+        })
     }
 
-    fn clip_scale(&self) -> f64 {
-        let squares = self.params.values().map(|param| {
-            let norm = param.weight.grad().norm().double_value(&[]);
-            norm * norm
-        });
-        let norm = squares.sum::<f64>().sqrt();
-        if norm > self.options.grad_norm_max { self.options.grad_norm_max / norm } else { 1.0 }
+    /// By how much the gradient is scaled down, as a tensor: nothing waits for a GPU here.
+    fn clip_scale(&self) -> Result<Option<Tensor>, TchError> {
+        let gradients = self.params.values().map(|param| param.weight.grad());
+        let norms: Vec<Tensor> =
+            gradients.filter(Tensor::defined).map(|gradient| gradient.norm()).collect();
+        if norms.is_empty() {
+            return Ok(None);
+        }
+        let norm = Tensor::f_stack(&norms, 0)?.f_norm()?;
+        Ok(Some((norm.f_reciprocal()? * self.options.grad_norm_max).f_clamp_max(1.0)?))
     }
 
     /// Forgets the gradients.
@@ -162,7 +173,7 @@ mod tests {
             their_sgd.backward_step(&loss(&their_weight));
             our_sgd.zero_grad();
             loss(&our_weight).backward();
-            our_sgd.step(0.05);
+            our_sgd.step(0.05).expect("steps");
         }
         let difference = (their_weight - our_weight).abs().max().double_value(&[]);
         assert!(difference < 1e-6, "difference {difference}");
@@ -176,7 +187,7 @@ mod tests {
         let mut sgd = Sgd::new(store.variables(), SgdOptions::default());
         // A gradient of zero: only decay can move a weight.
         (kernel.sum(Kind::Float) * 0.0 + scale.sum(Kind::Float) * 0.0).backward();
-        sgd.step(1.0);
+        sgd.step(1.0).expect("steps");
         assert!(kernel.max().double_value(&[]) < 1.0);
         assert!((scale.max().double_value(&[]) - 1.0).abs() < 1e-12);
     }
@@ -188,7 +199,7 @@ mod tests {
         let options = SgdOptions { momentum: 0.0, weight_decay: 0.0, grad_norm_max: 5.0 };
         let mut sgd = Sgd::new(store.variables(), options);
         (weight.sum(Kind::Float) * 100.0).backward();
-        sgd.step(1.0);
+        sgd.step(1.0).expect("steps");
         // Each of four equal parts of a gradient of norm 5 is 2.5.
         assert!((weight.min().double_value(&[]) + 2.5).abs() < 1e-5);
     }
