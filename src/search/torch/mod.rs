@@ -4,6 +4,7 @@
 //! the caller, no work whose amount depends on time.
 
 mod fold_model;
+mod lab;
 mod memory;
 mod model;
 mod net;
@@ -13,6 +14,7 @@ mod sgd;
 mod spec;
 
 pub use fold_model::{FoldModel, FoldTraining};
+pub use lab::{LabOptions, TorchLab};
 pub use memory::{check_memory, memory_needed};
 pub use precision::{Precision, precision};
 pub use spec::ModelSpec;
