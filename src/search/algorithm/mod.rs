@@ -3,6 +3,15 @@
 //! Owns what all of them are given and what they give back. They never decide what is published:
 //! the gate does.
 
+#[cfg(test)]
+mod density_tests;
+pub mod objective;
+pub mod paper;
+pub mod structured;
+mod structured_corners;
+mod structured_mix;
+mod structured_surface;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
