@@ -148,6 +148,7 @@ pub(super) fn predicted(clean: Measured, first: Measured, second: Measured) -> [
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "the grid's probabilities are exact quotients")]
 mod tests {
     use super::*;
 
