@@ -3,9 +3,19 @@
 //! Owns what all of them are given and what they give back. They never decide what is published:
 //! the gate does.
 
+#[cfg(test)]
+mod density_tests;
+pub mod objective;
+mod paper;
 mod ranged;
+mod structured;
+mod structured_corners;
+mod structured_mix;
+mod structured_surface;
 
+pub use paper::{Paper, ProposerKind};
 pub use ranged::{Ranged, Shape};
+pub use structured::Structured;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
