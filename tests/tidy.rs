@@ -14,7 +14,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("augment", &["image", "limits", "policy", "random"]),
     ("pipeline", &["augment", "dataset", "image", "limits", "random"]),
     ("transport", &["augment", "dataset", "limits", "pipeline"]),
-    ("search", &["augment", "dataset", "limits", "pipeline", "policy", "random"]),
+    ("search", &["augment", "dataset", "image", "limits", "pipeline", "policy", "random"]),
     ("config", &["limits", "pipeline"]),
     ("control", &["limits", "policy"]),
     ("ctl", &["augment", "control", "dataset", "image", "limits", "policy", "random"]),

@@ -13,16 +13,18 @@
 //! * A file that is damaged anywhere else, or belongs to another search, is refused and stays as
 //!   it is, byte for byte.
 //! * One process writes: `NAME.lock` is held by flock. The lock file stays, since removing it would
-//!   let two processes lock two files of one name.
+//!   let two processes lock two files of one name. Reading alone ([`read_records`]) needs no lock.
 //!
 //! *Limits*: [`limits::JOURNAL_LINE_BYTES_MAX`], [`limits::JOURNAL_BYTES_MAX`].
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::marker::PhantomData;
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -174,12 +176,12 @@ pub enum JournalError {
     },
 }
 
-/// The half-written last line that opening a journal cut off.
+/// A half-written last line, which opening a journal cuts off and reading it leaves out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalTail {
     /// Counted from 1; the header is line 1.
     pub line: u64,
-    /// Bytes that were cut off.
+    /// Its bytes.
     pub bytes: u64,
     /// Why it is no line.
     pub what: &'static str,
@@ -194,6 +196,37 @@ pub struct OpenedJournal<R> {
     pub records: Vec<R>,
     /// What was cut off, if anything: worth a warning.
     pub tail: Option<JournalTail>,
+}
+
+/// A journal as [`read_records`] found it.
+#[derive(Debug)]
+pub struct JournalRecords<R> {
+    /// Which search it belongs to.
+    pub header: JournalHeader,
+    /// What was appended before, in order.
+    pub records: Vec<R>,
+    /// The half-written last line that was left out, if any: its writer may just be at it.
+    pub tail: Option<JournalTail>,
+}
+
+/// Reads a journal of this version, whoever writes it meanwhile: takes no lock, writes nothing.
+///
+/// # Errors
+/// It is not there ([`JournalError::Io`] with `NotFound`), it is another version's, it is damaged
+/// elsewhere than in its last line, a record is not an `R`, or the file system refuses.
+pub fn read_records<R: DeserializeOwned>(
+    path: &Path,
+    version: u32,
+) -> Result<JournalRecords<R>, JournalError> {
+    let mut options = File::options();
+    // A pipe must not make this wait for a writer; read_file refuses it.
+    options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let file = options.open(path).map_err(|source| io_error("open", path, source))?;
+    let (_, bytes) = read_file(path, file)?;
+    let scan = scan(path, &bytes)?;
+    let header = parse_header(path, &bytes[scan.lines[0].clone()], version)?;
+    let records = parse_records(path, &bytes, &scan)?;
+    Ok(JournalRecords { header, records, tail: tail(&bytes, &scan) })
 }
 
 /// An open journal of records of type `R`; it is locked until this is dropped.
@@ -227,17 +260,9 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
             Err(source) => return Err(io_error("open", path, source)),
             Ok(file) => read_file(path, file)?,
         };
-        let damaged = |line, what| JournalError::Damaged { path: path.to_owned(), line, what };
-        let scan = journal_scan::scan(&bytes).map_err(|bad| damaged(bad.line, bad.what.into()))?;
-        let json: Vec<&[u8]> = scan.lines.iter().map(|range| &bytes[range.clone()]).collect();
-        let (first, rest) = json.split_first().expect("a scan has at least the header");
-        check_header(path, first, header)?;
-        let parse = |(line, json): (u64, &&[u8])| {
-            serde_json::from_slice(json).map_err(|error| {
-                damaged(line, format!("its record is none of this program's ({error})"))
-            })
-        };
-        let records = (2..).zip(rest).map(parse).collect::<Result<Vec<R>, _>>()?;
+        let scan = scan(path, &bytes)?;
+        check_header(path, &bytes[scan.lines[0].clone()], header)?;
+        let records: Vec<R> = parse_records(path, &bytes, &scan)?;
         // Only now, when nothing can be refused any more.
         let tail =
             cut_tail(&file, &bytes, &scan).map_err(|source| io_error("cut", path, source))?;
@@ -380,7 +405,30 @@ fn create(path: &Path, header: &JournalHeader) -> io::Result<()> {
     File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn check_header(path: &Path, json: &[u8], own: &JournalHeader) -> Result<(), JournalError> {
+/// What of the file can be trusted; at least its header.
+fn scan(path: &Path, bytes: &[u8]) -> Result<Scan, JournalError> {
+    journal_scan::scan(bytes).map_err(|bad| JournalError::Damaged {
+        path: path.to_owned(),
+        line: bad.line,
+        what: bad.what.into(),
+    })
+}
+
+fn parse_records<R: DeserializeOwned>(
+    path: &Path,
+    bytes: &[u8],
+    scan: &Scan,
+) -> Result<Vec<R>, JournalError> {
+    let parse = |(line, range): (u64, &Range<usize>)| {
+        serde_json::from_slice(&bytes[range.clone()]).map_err(|error| {
+            let what = format!("its record is none of this program's ({error})");
+            JournalError::Damaged { path: path.to_owned(), line, what }
+        })
+    };
+    (2..).zip(&scan.lines[1..]).map(parse).collect()
+}
+
+fn parse_header(path: &Path, json: &[u8], own: u32) -> Result<JournalHeader, JournalError> {
     let path = path.to_owned();
     let malformed = |error: serde_json::Error| {
         let what = format!("its header is none of this program's ({error})");
@@ -388,10 +436,15 @@ fn check_header(path: &Path, json: &[u8], own: &JournalHeader) -> Result<(), Jou
     };
     // The version first: another one's header may have other fields.
     let AnyHeader { version: found } = serde_json::from_slice(json).map_err(malformed)?;
-    if found != own.version {
-        return Err(JournalError::OtherVersion { path, found, own: own.version });
+    if found != own {
+        return Err(JournalError::OtherVersion { path, found, own });
     }
-    let found: JournalHeader = serde_json::from_slice(json).map_err(malformed)?;
+    serde_json::from_slice(json).map_err(malformed)
+}
+
+fn check_header(path: &Path, json: &[u8], own: &JournalHeader) -> Result<(), JournalError> {
+    let found = parse_header(path, json, own.version)?;
+    let path = path.to_owned();
     let fields = [
         ("dataset", found.dataset, own.dataset.clone()),
         ("seed", found.seed.to_string(), own.seed.to_string()),
@@ -405,9 +458,16 @@ fn check_header(path: &Path, json: &[u8], own: &JournalHeader) -> Result<(), Jou
 
 /// Cuts off what follows the good lines.
 fn cut_tail(file: &File, bytes: &[u8], scan: &Scan) -> io::Result<Option<JournalTail>> {
-    let Some(what) = scan.torn else { return Ok(None) };
-    file.set_len(scan.good_bytes as u64)?;
-    file.sync_all()?;
-    let (line, n_cut) = (scan.lines.len() as u64 + 1, bytes.len() - scan.good_bytes);
-    Ok(Some(JournalTail { line, bytes: n_cut as u64, what }))
+    let tail = tail(bytes, scan);
+    if tail.is_some() {
+        file.set_len(scan.good_bytes as u64)?;
+        file.sync_all()?;
+    }
+    Ok(tail)
+}
+
+/// What follows the good lines, if anything does.
+fn tail(bytes: &[u8], scan: &Scan) -> Option<JournalTail> {
+    let (line, n_bytes) = (scan.lines.len() as u64 + 1, bytes.len() - scan.good_bytes);
+    scan.torn.map(|what| JournalTail { line, bytes: n_bytes as u64, what })
 }

@@ -23,6 +23,7 @@ pub mod lab;
 pub mod ledger;
 pub mod progress;
 pub mod proposer;
+pub mod report;
 pub mod round;
 pub mod space;
 #[cfg(feature = "torch")]
@@ -30,7 +31,9 @@ pub mod torch;
 
 pub use error::SearchError;
 pub use folds::{ClassCounts, Fold, FoldError, FoldOptions, FoldPlan, FoldSummary, plan_folds};
-pub use journal::{Journal, JournalError, JournalHeader, JournalTail, OpenedJournal};
+pub use journal::{
+    Journal, JournalError, JournalHeader, JournalRecords, JournalTail, OpenedJournal, read_records,
+};
 
 /// What the search can compute with, in words (`libtorch 2.11.0, 2 threads`), or `None` if this
 /// program was built without the feature `torch`.
