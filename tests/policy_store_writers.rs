@@ -91,7 +91,7 @@ fn every_write_waits_for_the_lock_and_no_reader_does() {
 
     let held = File::open(dir.path().join(".lock")).unwrap();
     flock(&held, FlockOperation::LockExclusive).unwrap();
-    let (done, is_done) = std::sync::mpsc::channel();
+    let (done, is_done) = std::sync::mpsc::sync_channel(4);
     std::thread::scope(|scope| {
         let write = |name: &'static str, act: fn(&PolicyStore)| {
             let (done, path) = (done.clone(), dir.path().to_owned());
