@@ -3,7 +3,10 @@
 //! TOML, checked once and whole before any socket opens. Unknown keys are errors with a suggestion;
 //! every message names file, key and cure. Relative paths are relative to the configuration file.
 //!
-//! *Not here*: what the values do. Each section is plain data for the module that uses it.
+//! *Not here*: what the values do. Each section is plain data for the module that uses it. What the
+//! search is told is in `config/search.rs`.
+
+mod search;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX, WORKER_THREADS_MAX};
 use crate::pipeline::recipe::{Recipe, RecipeError};
+
+pub use search::{IdleConfig, IdlePolicy, SEARCH_MODELS, SearchAlgorithm, SearchConfig};
 
 /// The whole configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,117 +128,6 @@ pub struct TransportConfig {
     pub insecure_remote: bool,
 }
 
-/// `[search]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SearchConfig {
-    /// Whether to search at all.
-    pub enabled: bool,
-    /// Which dataset; default: the first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dataset: Option<String>,
-    /// How.
-    pub algorithm: SearchAlgorithm,
-    /// `small-cnn`, `wrn-40-2`, `wrn-28-10`, `resnet18`, or the path of a TorchScript module.
-    pub model: String,
-    /// Search on this many samples, stratified; 0: all.
-    pub reduced: u64,
-    /// Number of folds K.
-    pub folds: u32,
-    /// Rounds T; 0: as long as the budget lasts.
-    pub rounds: u32,
-    /// Keys everything random in the search.
-    pub seed: u64,
-    /// Epochs that a fold model is trained.
-    pub fold_epochs: u32,
-    /// Paired trainings per arm in the gate.
-    pub gate_seeds: u32,
-    /// Epochs of each of them.
-    pub gate_epochs: u32,
-    /// Size of D_gate, in samples.
-    pub gate_images: u64,
-    /// Compute per day, in seconds; 0: no limit. It pauses the search, it never changes a result.
-    pub budget_seconds: u64,
-    /// CPU threads of the search worker.
-    pub threads: usize,
-}
-
-impl Default for SearchConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            dataset: None,
-            algorithm: SearchAlgorithm::Ranged,
-            model: "small-cnn".to_owned(),
-            reduced: 4000,
-            folds: 5,
-            rounds: 0,
-            seed: 0,
-            fold_epochs: 30,
-            gate_seeds: 5,
-            gate_epochs: 30,
-            gate_images: 10_000,
-            budget_seconds: 0,
-            threads: 1,
-        }
-    }
-}
-
-/// How the search proposes policies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SearchAlgorithm {
-    /// The paper's Algorithm 1.
-    #[serde(rename = "fast-autoaugment")]
-    FastAutoaugment,
-    /// Density matching on sub-policies.
-    Structured,
-    /// Ranges cut by affinity.
-    Ranged,
-}
-
-/// `[idle]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct IdleConfig {
-    /// When the search may compute.
-    pub policy: IdlePolicy,
-    /// GPU for the search: index or UUID; default: any idle one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gpu: Option<String>,
-    /// Path of `libnvidia-ml.so.1`, if the loader does not find it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nvml_library: Option<PathBuf>,
-    /// A device counts as idle after this long without use, in seconds.
-    pub quiet_seconds: f64,
-    /// Time between two looks, in milliseconds.
-    pub sample_ms: u64,
-}
-
-impl Default for IdleConfig {
-    fn default() -> Self {
-        Self {
-            policy: IdlePolicy::Auto,
-            gpu: None,
-            nvml_library: None,
-            quiet_seconds: 5.0,
-            sample_ms: 200,
-        }
-    }
-}
-
-/// When the search may compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum IdlePolicy {
-    /// On idle devices.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
 /// `[telemetry]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -321,12 +215,10 @@ impl Config {
             path: path.to_owned(),
             message: with_suggestion(error.to_string().trim_end()),
         })?;
-        config.check().map_err(|(key, problem)| ConfigError::Value {
-            path: path.to_owned(),
-            key,
-            problem,
-        })?;
+        let refused = |(key, problem)| ConfigError::Value { path: path.to_owned(), key, problem };
+        config.check().map_err(refused)?;
         let base = path.parent().unwrap_or(Path::new(""));
+        config.search.find_model(base).map_err(refused)?;
         let dirs = [&mut config.runtime_dir, &mut config.state_dir];
         let files = [&mut config.transport.token_file, &mut config.idle.nvml_library];
         let own = dirs.into_iter().chain(files).filter_map(Option::as_mut);
@@ -371,7 +263,8 @@ impl Config {
             let problem = format!("'{http}' is no ADDRESS:PORT, such as 127.0.0.1:9464");
             return refuse("telemetry.http", &problem);
         }
-        self.check_search()
+        self.search.check(self.datasets.iter().map(|known| known.name.as_str()))?;
+        self.idle.check()
     }
 
     fn check_datasets(&self) -> Result<(), (String, String)> {
@@ -400,39 +293,6 @@ impl Config {
                                and 'test' as far as there are any";
                 return Err((key(idx, "path"), problem.to_owned()));
             }
-        }
-        Ok(())
-    }
-
-    fn check_search(&self) -> Result<(), (String, String)> {
-        let refuse = |key: &str, problem: String| Err((key.to_owned(), problem));
-        let search = &self.search;
-        if let Some(dataset) = &search.dataset
-            && !self.datasets.iter().any(|known| known.name == *dataset)
-        {
-            let names: Vec<&str> = self.datasets.iter().map(|known| known.name.as_str()).collect();
-            let problem = format!("no dataset '{dataset}'; there is {}", names.join(", "));
-            return refuse("search.dataset", problem);
-        }
-        if search.folds < 2 {
-            return refuse("search.folds", "at least 2: one part is held out".to_owned());
-        }
-        for (key, value) in
-            [("search.fold_epochs", search.fold_epochs), ("search.gate_epochs", search.gate_epochs)]
-        {
-            if value == 0 {
-                return refuse(key, "at least 1".to_owned());
-            }
-        }
-        if search.gate_seeds < 2 {
-            return refuse("search.gate_seeds", "at least 2: one pair has no interval".to_owned());
-        }
-        let quiet = self.idle.quiet_seconds;
-        if !(quiet.is_finite() && quiet >= 0.0) {
-            return refuse("idle.quiet_seconds", format!("{quiet} is no duration"));
-        }
-        if !(10..=60_000).contains(&self.idle.sample_ms) {
-            return refuse("idle.sample_ms", "between 10 and 60000 milliseconds".to_owned());
         }
         Ok(())
     }
@@ -530,8 +390,6 @@ mod tests {
         );
         check_refused_with_dataset("[transport]\ntcp = \"0.0.0.0:1\"", &["insecure_remote"]);
         check_refused_with_dataset("[transport]\ntcp = \"here\"", &["127.0.0.1:5555"]);
-        check_refused_with_dataset("[search]\ndataset = \"e\"", &["no dataset 'e'; there is d"]);
-        check_refused_with_dataset("[search]\nfolds = 1", &["search.folds", "at least 2"]);
         check_refused("", &["add a [[dataset]] section"]);
         check_refused("[[dataset]]\nname = \"d\"\n", &["dataset 1 ('d'): path", "give either"]);
         check_refused(&format!("{DATASET}{DATASET}"), &["dataset 2 ('d')", "another one"]);

@@ -115,3 +115,22 @@ pub const JOURNAL_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
 /// Most dimensions of a search space; the paper's has 30.
 pub const SEARCH_DIMENSIONS_MAX: usize = 1024;
+
+/// Largest line of the search worker's output, in bytes: an event.
+pub const SEARCH_EVENT_BYTES_MAX: usize = 64 * 1024;
+
+/// Most lines of a search worker's output that are no events; with more it is stopped and started
+/// anew.
+pub const SEARCH_BAD_LINES_MAX: u64 = 1_000;
+
+/// Most notes, and most outcomes of rounds, of the search that the daemon keeps for its status.
+pub const SEARCH_STATUS_ITEMS_MAX: usize = 100;
+
+/// Most runs whose reported metrics are remembered; the oldest are forgotten first.
+pub const METRIC_RUNS_MAX: usize = 1024;
+
+/// Most reported values of a run that are remembered; the oldest are forgotten first.
+pub const METRIC_VALUES_MAX: usize = 64;
+
+/// Longest reference of a policy in a report, in bytes: a path, at the longest.
+pub const POLICY_REFERENCE_BYTES_MAX: usize = 4096;

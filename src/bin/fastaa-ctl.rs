@@ -29,6 +29,13 @@ mod limits;
 mod policy;
 #[path = "../random.rs"]
 mod random;
+#[path = "../search/progress.rs"]
+mod search_progress;
+
+/// Of the search, the shapes of its worker's events alone.
+mod search {
+    pub(crate) use super::search_progress as progress;
+}
 
 fn main() -> ExitCode {
     ctl::main()

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::search_messages::{MetricReport, SearchReport};
+
 /// A request: `{"request": "policy-show", "reference": "active"}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
@@ -88,11 +90,36 @@ pub enum Request {
         #[serde(default)]
         start_offset: u64,
     },
+    /// Where the search is; answered by [`Reply::Search`].
+    SearchStatus,
+    /// Stops the search where it is; answered by [`Reply::Search`].
+    SearchPause,
+    /// Lets a paused search go on; answered by [`Reply::Search`].
+    SearchResume,
+    /// Starts the search if it does not run, and resumes a paused one; answered by
+    /// [`Reply::Search`].
+    SearchRun,
+    /// The search's report as a page; answered by [`Reply::SearchHtml`].
+    SearchReport,
+    /// A run's metric after an epoch; answered by [`Reply::Metric`].
+    ReportMetric {
+        /// Name in the configuration.
+        dataset: String,
+        /// The run: its group, or a name that no other run has.
+        run: String,
+        /// The epoch that was just finished.
+        epoch: u64,
+        /// Reference of the policy that the epoch was trained with.
+        policy: String,
+        /// On clean data; higher is better.
+        value: f64,
+    },
 }
 
 /// The answer's line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and not for long")]
 pub enum ReplyLine {
     /// Done.
     Ok(Reply),
@@ -103,6 +130,7 @@ pub enum ReplyLine {
 /// A good answer: `{"reply": "status", …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and not for long")]
 pub enum Reply {
     /// To [`Request::Status`].
     Status(StatusReport),
@@ -129,6 +157,15 @@ pub enum Reply {
     },
     /// To [`Request::ExpectedDigest`].
     ExpectedDigest(ExpectedDigestReport),
+    /// To the requests about the search.
+    Search(SearchReport),
+    /// To [`Request::SearchReport`].
+    SearchHtml {
+        /// The page.
+        html: String,
+    },
+    /// To [`Request::ReportMetric`].
+    Metric(MetricReport),
 }
 
 /// Kinds of failure. Append-only.
@@ -189,6 +226,9 @@ pub struct StatusReport {
     pub policies: Vec<PolicyReport>,
     /// Counters by name, since the start.
     pub counters: BTreeMap<String, u64>,
+    /// The policy search.
+    #[serde(default)]
+    pub search: SearchReport,
 }
 
 /// The daemon's process.

@@ -11,6 +11,7 @@ mod client;
 mod messages;
 mod paths;
 mod policies;
+mod search_messages;
 mod server;
 
 pub use client::{ControlClient, ControlClientError};
@@ -21,4 +22,5 @@ pub use messages::{
 };
 pub use paths::{PathsError, RuntimePaths};
 pub use policies::{handle_policy, policy_reports, version_report};
+pub use search_messages::{MetricReport, SearchProgressReport, SearchReport, SearchRoundReport};
 pub use server::{ControlServer, Handler, ServerOptions};

@@ -11,6 +11,8 @@ mod dataset;
 mod output;
 mod policy;
 mod policy_text;
+mod search;
+mod search_offline;
 mod status;
 mod stream;
 mod table;
@@ -36,7 +38,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One page: daemon, datasets, streams, policies
+    /// One page: daemon, datasets, search, streams, policies
     Status,
     /// Show, publish and choose augmentation policies
     #[command(subcommand)]
@@ -46,6 +48,9 @@ enum Command {
     /// List, pack, inspect and verify datasets
     #[command(subcommand)]
     Dataset(dataset::DatasetCommand),
+    /// Show and steer the policy search, or run it without a daemon
+    #[command(subcommand)]
+    Search(search::SearchCommand),
     /// Show the running streams
     #[command(subcommand)]
     Stream(stream::StreamCommand),
@@ -115,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => policy::run(&context, command),
         Command::Augment(args) => augment::run(&context, args),
         Command::Dataset(command) => dataset::run(&context, command),
+        Command::Search(command) => search::run(&context, command),
         Command::Stream(command) => stream::run(&context, &command),
         Command::Completions { shell } => {
             // Into memory first: the generator panics when its output is closed.

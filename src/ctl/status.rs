@@ -3,7 +3,7 @@
 use super::daemon::connect;
 use super::stream::streams_table;
 use super::table::table;
-use super::{Context, CtlError, output};
+use super::{Context, CtlError, output, search};
 use crate::control::{DatasetReport, PolicyReport, Reply, Request, StatusReport};
 
 pub(crate) fn run(context: &Context) -> Result<(), CtlError> {
@@ -29,6 +29,10 @@ fn page(report: &StatusReport) -> String {
         format!("runtime {}, state {}\n", daemon.runtime_dir, daemon.state_dir),
         daemon.http.as_ref().map_or_else(String::new, |http| format!("http {http}\n")),
         daemon.tcp.as_ref().map_or_else(String::new, |tcp| format!("streams also on {tcp}\n")),
+        match report.search.state.as_str() {
+            "" => String::new(),
+            _ => format!("search {}\n", search::summary(&report.search)),
+        },
         format!("\ndatasets\n{}", datasets_table(&report.datasets)),
         format!("\npolicies\n{}", policies_table(&report.policies)),
         format!("\nstreams\n{}", streams_table(&report.streams)),
@@ -88,7 +92,7 @@ fn policies_table(policies: &[PolicyReport]) -> String {
     clippy::cast_possible_truncation,
     reason = "a float cast saturates, and no daemon runs 2^64 seconds"
 )]
-fn duration_text(seconds: f64) -> String {
+pub(super) fn duration_text(seconds: f64) -> String {
     let seconds = seconds.max(0.0) as u64;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {

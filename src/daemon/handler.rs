@@ -1,24 +1,34 @@
 //! Answers requests on the control socket from what the parts tell.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use tracing::warn;
+
 use crate::control::Handler;
 use crate::control::{
-    ControlFailure, DaemonReport, DatasetReport, ExpectedDigestReport, FailureCode, Reply, Request,
-    StatusReport, StreamReport,
+    ControlFailure, DaemonReport, DatasetReport, ExpectedDigestReport, FailureCode, MetricReport,
+    Reply, Request, StatusReport, StreamReport,
 };
 use crate::control::{handle_policy, policy_reports};
 use crate::dataset::LabelKind;
+use crate::limits::{NAME_BYTES_MAX, POLICY_REFERENCE_BYTES_MAX};
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::EpochPlan;
 use crate::pipeline::workers::WorkerCounters;
-use crate::policy::PolicyStore;
+use crate::policy::{PolicyError, PolicyStore};
 use crate::transport::server::{ServerHandle, ServerReport, SessionReport};
 
 use super::datasets::{Datasets, OpenedSplit};
+use super::metrics::{Evaluation, Fall, Metrics};
+use super::provider::search_version;
+use super::searcher::Searcher;
+
+/// Epochs of a run, by whose bits random draws are counted (`random`).
+const EPOCHS_MAX: u64 = 1 << 40;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -37,6 +47,10 @@ pub(super) struct DaemonHandler {
     pub(super) store: Arc<PolicyStore>,
     pub(super) server: ServerHandle,
     pub(super) counters: Arc<WorkerCounters>,
+    pub(super) searcher: Arc<Searcher>,
+    pub(super) metrics: Metrics,
+    /// Take back versions of the search that make a run's metric fall.
+    pub(super) auto_rollback: bool,
 }
 
 impl Handler for DaemonHandler {
@@ -46,6 +60,16 @@ impl Handler for DaemonHandler {
             Request::StreamList => Ok(Reply::Streams { streams: streams(self.report()?) }),
             Request::DatasetList => Ok(Reply::Datasets { datasets: self.dataset_reports() }),
             Request::ExpectedDigest { .. } => self.expected_digest(&request),
+            Request::SearchStatus => Ok(Reply::Search(self.searcher.report())),
+            Request::SearchPause => self.after(self.searcher.pause()),
+            Request::SearchResume => self.after(self.searcher.resume()),
+            Request::SearchRun => self.after(self.searcher.run()),
+            Request::SearchReport => {
+                search_report_html(Path::new(&self.facts.state_dir), self.searcher.dataset())
+            }
+            Request::ReportMetric { dataset, run, epoch, policy, value } => {
+                self.report_metric(&dataset, &run, epoch, Evaluation { policy, value })
+            }
             request => handle_policy(&self.store, &self.datasets.names(), request),
         }
     }
@@ -86,7 +110,73 @@ impl DaemonHandler {
             streams: streams(report),
             policies: policy_reports(&self.store, &self.datasets.names()),
             counters,
+            search: self.searcher.report(),
         })
+    }
+
+    /// Where the search is after a wish.
+    fn after(&self, done: Result<(), ControlFailure>) -> Result<Reply, ControlFailure> {
+        done.map(|()| Reply::Search(self.searcher.report()))
+    }
+
+    fn report_metric(
+        &self,
+        dataset: &str,
+        run: &str,
+        epoch: u64,
+        evaluation: Evaluation,
+    ) -> Result<Reply, ControlFailure> {
+        if !self.datasets.names().iter().any(|name| name == dataset) {
+            let message = format!("there is no dataset '{dataset}'");
+            return Err(ControlFailure::new(FailureCode::NotFound, message));
+        }
+        let is_good = evaluation.value.is_finite()
+            && (1..=NAME_BYTES_MAX).contains(&run.len())
+            && evaluation.policy.len() <= POLICY_REFERENCE_BYTES_MAX
+            && epoch < EPOCHS_MAX;
+        if !is_good {
+            let message = format!(
+                "a report has a finite value, an epoch below 2^40, a run's name of 1 to \
+                 {NAME_BYTES_MAX} bytes, and a policy's reference"
+            );
+            return Err(ControlFailure::new(FailureCode::Invalid, message));
+        }
+        let fall = self.metrics.report(dataset, run, epoch, evaluation);
+        let report = match fall {
+            Some(fall) if self.auto_rollback => self.roll_back(dataset, run, &fall)?,
+            _ => MetricReport::default(),
+        };
+        Ok(Reply::Metric(report))
+    }
+
+    /// Takes back the version that a run's metric fell with, if the search published it and it is
+    /// still active and not pinned.
+    fn roll_back(
+        &self,
+        dataset: &str,
+        run: &str,
+        fall: &Fall,
+    ) -> Result<MetricReport, ControlFailure> {
+        let failed = |error: PolicyError| {
+            ControlFailure::new(FailureCode::Internal, format!("rollback: {error}"))
+        };
+        let version = search_version(&self.store, dataset, &fall.policy).map_err(failed)?;
+        let Some(version) = version else { return Ok(MetricReport::default()) };
+        let head = match self.store.rollback_from(dataset, version) {
+            Ok(Some(head)) => head,
+            // Somebody has chosen another one since, or holds this one.
+            Ok(None) | Err(PolicyError::Conflict { .. }) => return Ok(MetricReport::default()),
+            Err(error) => return Err(failed(error)),
+        };
+        let note = format!(
+            "{} was taken back, {dataset}@{} is active: the metric of run '{run}' fell from \
+             {:.4} (noise ±{:.4}) to {:.4} and {:.4}",
+            fall.policy, head.active, fall.before, fall.band, fall.after[0], fall.after[1]
+        );
+        warn!("{note}");
+        self.searcher.note(note);
+        let (rolled_back, active_version) = (Some(fall.policy.clone()), Some(head.active));
+        Ok(MetricReport { rolled_back, active_version })
     }
 
     fn dataset_reports(&self) -> Vec<DatasetReport> {
@@ -141,6 +231,12 @@ impl DaemonHandler {
             n_steps: plan.n_steps(),
         }))
     }
+}
+
+/// The search's report on a dataset as a page.
+fn search_report_html(_state_dir: &Path, dataset: &str) -> Result<Reply, ControlFailure> {
+    let message = format!("there is no report yet on the search for '{dataset}'");
+    Err(ControlFailure::new(FailureCode::NotFound, message))
 }
 
 fn dataset_report(opened: &OpenedSplit) -> DatasetReport {

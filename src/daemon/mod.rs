@@ -6,9 +6,15 @@
 mod datasets;
 mod handler;
 mod logging;
+mod metrics;
 mod provider;
 mod runtime_dir;
+mod search_process;
+mod search_state;
+/// Public for the tests, which let scripts be the worker.
+pub mod searcher;
 mod serve;
+mod switching;
 mod token;
 
 use std::io::Write;
@@ -130,7 +136,7 @@ fn run(path: &Path) -> Result<(), DaemonError> {
     let config = Config::load(path)?;
     let places = places(&config)?;
     logging::start(&config.telemetry).map_err(DaemonError::LogFilter)?;
-    serve::serve(&config, &places)
+    serve::serve(&config, path, &places)
 }
 
 /// Validates and prints the effective configuration; opens no dataset and no socket.

@@ -1,6 +1,6 @@
 //! Finds datasets and policies for the stream server: names from requests, things from the parts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
@@ -11,11 +11,17 @@ use crate::limits::PREPARED_POLICIES_MAX;
 use crate::pipeline::recipe::{Recipe, RecipeError};
 use crate::pipeline::render::CompiledRecipe;
 use crate::pipeline::workers::StreamSpec;
-use crate::policy::{EpochPins, PolicyError, PolicyStore, ResolvedPolicy, is_path};
+use crate::policy::{
+    EpochPins, HistoryKind, PolicyError, PolicyStore, ResolvedPolicy, StoredReference, is_path,
+};
 use crate::transport::provider::{EpochPolicy, OpenedStream, Run, StreamProvider};
 use crate::transport::wire::{ErrorCode, Refusal, StreamRequest};
 
 use super::datasets::Datasets;
+use super::switching::{ActiveNow, SwitchRules, decide};
+
+/// `source` in the evidence of the versions that the search publishes.
+const EVIDENCE_OF_SEARCH: &str = "search";
 
 /// See the module.
 pub(super) struct Provider {
@@ -23,6 +29,8 @@ pub(super) struct Provider {
     pub(super) defaults: Recipe,
     pub(super) store: Arc<PolicyStore>,
     pub(super) pins: EpochPins,
+    /// How fast the search's versions reach a run.
+    pub(super) rules: SwitchRules,
     /// By canonical reference, which always means the same policy.
     pub(super) prepared: Mutex<HashMap<String, EpochPolicy>>,
 }
@@ -44,6 +52,7 @@ impl StreamProvider for Provider {
                 shuffle: request.shuffle,
             }),
             policy_reference: recipe.policy,
+            total_epochs: recipe.total_epochs,
             recipe_json,
         })
     }
@@ -55,15 +64,20 @@ impl StreamProvider for Provider {
         epoch: u64,
         resumed: &str,
     ) -> Result<EpochPolicy, Refusal> {
-        let wanted = if resumed.is_empty() { &stream.policy_reference } else { resumed };
-        let decide = || Ok(self.store.resolve(wanted, run.dataset)?.reference);
         let own = stream.policy_reference.as_str();
+        let choose = |history: &BTreeMap<u64, String>| {
+            if !resumed.is_empty() {
+                return Ok(self.store.resolve(resumed, run.dataset)?.reference);
+            }
+            let now = self.active_now(own, run.dataset)?;
+            Ok(decide(history, epoch, stream.total_epochs, self.rules, &now))
+        };
         // Only what can come to mean another policy needs a pin: the active one, and files.
         let can_change = own == "active" || own.ends_with("@active") || is_path(own);
         let reference = if can_change {
-            self.pins.pinned_or(run.dataset, run.name, run.is_group, epoch, decide)
+            self.pins.pinned_or(run.dataset, run.name, run.is_group, epoch, choose)
         } else {
-            decide()
+            choose(&BTreeMap::new())
         };
         self.prepare(&reference.map_err(refuse_policy)?, run.dataset).map_err(refuse_policy)
     }
@@ -78,6 +92,19 @@ impl Provider {
         let recipe = self.defaults.overridden(&overrides).map_err(refuse_recipe)?;
         recipe.validate().map_err(refuse_recipe)?;
         Ok(recipe)
+    }
+
+    /// What a stream's own reference means now, and whether the search made it so.
+    fn active_now(&self, own: &str, dataset: &str) -> Result<ActiveNow, PolicyError> {
+        let reference = self.store.resolve(own, dataset)?.reference;
+        let is_by_search = match StoredReference::parse(own)? {
+            Some(StoredReference::Active) => is_by_search(&self.store, dataset, &reference)?,
+            Some(StoredReference::Named { name, version: None }) => {
+                is_by_search(&self.store, name, &reference)?
+            }
+            _ => false,
+        };
+        Ok(ActiveNow { reference, is_by_search })
     }
 
     fn prepare(&self, reference: &str, dataset: &str) -> Result<EpochPolicy, PolicyError> {
@@ -99,6 +126,33 @@ impl Provider {
         prepared.insert(reference, ready.clone());
         Ok(ready)
     }
+}
+
+/// Whether `reference`, which is or just was the active policy of `name`, is a version of the
+/// search that is active because it was published: neither a pin nor a rollback has chosen it.
+fn is_by_search(store: &PolicyStore, name: &str, reference: &str) -> Result<bool, PolicyError> {
+    let Some(version) = search_version(store, name, reference)? else { return Ok(false) };
+    let head = store.head(name)?;
+    let chosen = head.history.iter().rev().find(|entry| entry.version == version);
+    Ok(chosen.is_some_and(|entry| entry.kind == HistoryKind::Publish))
+}
+
+/// The version that `reference` names, if the search published it under `name`.
+pub(super) fn search_version(
+    store: &PolicyStore,
+    name: &str,
+    reference: &str,
+) -> Result<Option<u64>, PolicyError> {
+    let Some(StoredReference::Named { name: its, version: Some(version) }) =
+        StoredReference::parse(reference)?
+    else {
+        return Ok(None);
+    };
+    if its != name {
+        return Ok(None);
+    }
+    let found = store.get(name, version)?;
+    Ok((found.evidence["source"] == EVIDENCE_OF_SEARCH).then_some(version))
 }
 
 fn refuse_recipe(error: RecipeError) -> Refusal {

@@ -8,15 +8,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, IdlePolicy};
 use crate::control::{ControlServer, ServerOptions};
 use crate::policy::{EpochPins, PolicyStore};
 use crate::transport::server::{ServerConfig, ServerHandle, StreamServer};
 
 use super::datasets::Datasets;
 use super::handler::{DaemonFacts, DaemonHandler};
+use super::metrics::Metrics;
 use super::provider::Provider;
 use super::runtime_dir::RuntimeLock;
+use super::searcher::{Backoff, Searcher, SearcherOptions, StartWhen, WorkerCommand};
+use super::switching::SwitchRules;
 use super::{DaemonError, Places, token};
 
 /// How often the parts are looked at.
@@ -25,19 +28,16 @@ const SUPERVISION_INTERVAL: Duration = Duration::from_secs(1);
 const CONTROL_SOCKET_MODE: u32 = 0o660;
 
 /// Runs until SIGTERM or SIGINT, or until a part fails.
-pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError> {
+pub(super) fn serve(
+    config: &Config,
+    config_path: &Path,
+    places: &Places,
+) -> Result<(), DaemonError> {
     let started = Instant::now();
     // Sockets for the group, nothing for others; who of the group may subscribe is checked by uid.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Without a handler, a write beyond `ulimit -f` kills without a word; with one it fails, and
-    // the error names the file. The handler outlives this stream.
-    let signal_context = runtime.enter();
-    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
-    // They mean nothing here, and must not kill.
-    drop(signal(SignalKind::user_defined1())?);
-    drop(signal(SignalKind::user_defined2())?);
-    drop(signal_context);
+    survive_signals(&runtime)?;
     let lock = RuntimeLock::take(&places.runtime)?;
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -57,14 +57,13 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
         defaults: config.stream.defaults.clone(),
         store: Arc::clone(&store),
         pins,
+        rules: SwitchRules {
+            min_epochs_between: config.search.min_epochs_between,
+            freeze_last: config.search.freeze_last,
+        },
         prepared: Mutex::default(),
     });
-    let tcp_token = if config.transport.tcp.is_some() {
-        let path = token_path(config, places);
-        token::read_or_make(&path).map_err(at(&path))?
-    } else {
-        String::new()
-    };
+    let tcp_token = tcp_token(config, places)?;
     let server = StreamServer::start(ServerConfig {
         hello_path: &places.runtime.hello_socket(),
         data_path: &places.runtime.data_socket(),
@@ -82,10 +81,21 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
         tcp: server.tcp_endpoint().map(str::to_owned),
     };
     let counters = server.worker_counters();
-    let handler = DaemonHandler { facts, datasets, store, server: server.handle(), counters };
+    let searcher = Arc::new(Searcher::start(searcher_options(config, config_path)?)?);
+    let handler = DaemonHandler {
+        facts,
+        datasets,
+        store,
+        server: server.handle(),
+        counters,
+        searcher: Arc::clone(&searcher),
+        metrics: Metrics::default(),
+        auto_rollback: config.search.auto_rollback,
+    };
     warn_of_what_is_missing(config);
     let ended = runtime.block_on(supervise(config, places, &server, handler));
     notify(&[sd_notify::NotifyState::Stopping]);
+    searcher.stop();
     let joined = server.join();
     drop(lock);
     ended?;
@@ -96,15 +106,62 @@ pub(super) fn serve(config: &Config, places: &Places) -> Result<(), DaemonError>
     Ok(())
 }
 
+/// Takes signals that would kill for nothing.
+fn survive_signals(runtime: &tokio::runtime::Runtime) -> std::io::Result<()> {
+    // Without a handler, a write beyond `ulimit -f` kills without a word; with one it fails, and
+    // the error names the file. The handler outlives this stream.
+    let signal_context = runtime.enter();
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
+    // They mean nothing here, and must not kill.
+    drop(signal(SignalKind::user_defined1())?);
+    drop(signal(SignalKind::user_defined2())?);
+    drop(signal_context);
+    Ok(())
+}
+
+/// The token of TCP clients; empty if there are none.
+fn tcp_token(config: &Config, places: &Places) -> Result<String, DaemonError> {
+    if config.transport.tcp.is_none() {
+        return Ok(String::new());
+    }
+    let path = token_path(config, places);
+    token::read_or_make(&path).map_err(|source| DaemonError::File { path, source })
+}
+
 fn token_path(config: &Config, places: &Places) -> PathBuf {
     let default = || places.state_dir.join("tcp-token");
     config.transport.token_file.clone().unwrap_or_else(default)
 }
 
+/// This program itself is the worker's: `fastaa-loaderd search-worker --config FILE`.
+fn searcher_options(config: &Config, config_path: &Path) -> std::io::Result<SearcherOptions> {
+    let search = &config.search;
+    let first = config.datasets.first().map(|dataset| dataset.name.clone());
+    let start = if !search.enabled {
+        StartWhen::Never("search.enabled is false in the configuration".to_owned())
+    } else if crate::search::backend().is_none() {
+        StartWhen::Never("this program was built without the feature torch".to_owned())
+    } else {
+        match config.idle.policy {
+            IdlePolicy::Never => StartWhen::Told(
+                "idle.policy is \"never\"; 'fastaa-ctl search run' starts it".to_owned(),
+            ),
+            IdlePolicy::Auto | IdlePolicy::Always => StartWhen::AtOnce,
+        }
+    };
+    Ok(SearcherOptions {
+        command: WorkerCommand {
+            program: std::env::current_exe()?,
+            args: vec!["search-worker".into(), "--config".into(), config_path.into()],
+        },
+        start,
+        backoff: Backoff::default(),
+        dataset: search.dataset.clone().or(first).unwrap_or_default(),
+        budget_seconds: search.budget_seconds,
+    })
+}
+
 fn warn_of_what_is_missing(config: &Config) {
-    if config.search.enabled {
-        warn!("search.enabled: this version streams and stores policies, but does not search yet");
-    }
     if config.telemetry.http.is_some() {
         warn!("telemetry.http: this version has no HTTP server; 'fastaa-ctl status' has counters");
     }

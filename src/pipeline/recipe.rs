@@ -30,6 +30,15 @@ pub struct Recipe {
     pub dtype: Dtype,
     /// Element order of the batch.
     pub layout: Layout,
+    /// Epochs of the run; 0: unknown. Changes no sample: near a run's end the search's new
+    /// versions are kept from it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub total_epochs: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Default for Recipe {
@@ -42,6 +51,7 @@ impl Default for Recipe {
             normalize: None,
             dtype: Dtype::F32,
             layout: Layout::Nchw,
+            total_epochs: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ mod pins;
 mod store;
 mod store_files;
 mod store_head;
+mod store_lock;
 mod timestamp;
 mod types;
 

@@ -57,7 +57,8 @@ impl EpochPins {
     }
 
     /// The reference pinned for an epoch of a run; if there is none, what `decide` says is pinned
-    /// and returned. `is_named` runs survive a restart.
+    /// and returned. `decide` is told the run's other pins, by epoch. `is_named` runs survive a
+    /// restart.
     ///
     /// # Errors
     /// `decide`'s, or the run's file cannot be read or written.
@@ -67,7 +68,7 @@ impl EpochPins {
         run: &str,
         is_named: bool,
         epoch: u64,
-        decide: impl FnOnce() -> Result<String, PolicyError>,
+        decide: impl FnOnce(&BTreeMap<u64, String>) -> Result<String, PolicyError>,
     ) -> Result<String, PolicyError> {
         let key = RunKey { dataset: dataset.to_owned(), run: run.to_owned() };
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +87,7 @@ impl EpochPins {
         if let Some(reference) = pins.epochs.get(&epoch) {
             return Ok(reference.clone());
         }
-        let reference = decide()?;
+        let reference = decide(&pins.epochs)?;
         pins.dataset.clone_from(&key.dataset);
         pins.run.clone_from(&key.run);
         pins.epochs.insert(epoch, reference.clone());
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     fn pin(pins: &EpochPins, run: &str, is_named: bool, epoch: u64, now: &str) -> String {
-        pins.pinned_or("d", run, is_named, epoch, || Ok(now.to_owned())).expect("pinned")
+        pins.pinned_or("d", run, is_named, epoch, |_| Ok(now.to_owned())).expect("pinned")
     }
 
     #[test]
@@ -140,10 +141,22 @@ mod tests {
     }
 
     #[test]
+    fn who_decides_knows_the_run_s_other_epochs_also_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pins = EpochPins::open(dir.path()).expect("opens");
+        pin(&pins, "run", true, 0, "d@1");
+        pin(&pins, "run", true, 3, "d@2");
+        pin(&pins, "other", true, 1, "d@9");
+        let again = EpochPins::open(dir.path()).expect("opens again");
+        let told = again.pinned_or("d", "run", true, 4, |epochs| Ok(format!("{epochs:?}")));
+        assert_eq!(told.expect("pinned"), r#"{0: "d@1", 3: "d@2"}"#);
+    }
+
+    #[test]
     fn a_refused_decision_pins_nothing() {
         let dir = tempfile::tempdir().expect("a folder");
         let pins = EpochPins::open(dir.path()).expect("opens");
-        let refused = pins.pinned_or("d", "r", true, 0, || Err(PolicyError::not_found("no")));
+        let refused = pins.pinned_or("d", "r", true, 0, |_| Err(PolicyError::not_found("no")));
         assert!(refused.is_err());
         assert_eq!(pin(&pins, "r", true, 0, "d@1"), "d@1");
     }
@@ -156,7 +169,7 @@ mod tests {
         let file = std::fs::read_dir(dir.path()).expect("reads").next().expect("a file");
         std::fs::write(file.expect("an entry").path(), "{").expect("writes");
         let again = EpochPins::open(dir.path()).expect("opens again");
-        let error = again.pinned_or("d", "r", true, 0, || Ok("d@2".to_owned()));
+        let error = again.pinned_or("d", "r", true, 0, |_| Ok("d@2".to_owned()));
         let message = error.expect_err("must be refused").to_string();
         assert!(message.contains(".json is damaged") && message.contains("remove it"), "{message}");
     }

@@ -7,6 +7,7 @@
 //! DIR/DATASET/000001.json   version 1: policy, id, evidence, time, parent; never rewritten
 //! DIR/DATASET/active.json   active version, pin, history of activations
 //! DIR/.by-id/ID.json        a policy that came as a file, kept by its content
+//! DIR/.lock                 held by whoever writes
 //! ```
 //!
 //! *Invariants*
@@ -16,18 +17,19 @@
 //!   `active.json` follows, every reader completes the activation by itself: versions above
 //!   `latest` in `active.json` are activated in order, as [`PolicyStore::publish`] would have.
 //!   A lost `active.json` is rebuilt in the same way.
-//! * One process writes (the daemon that holds the state folder); its threads take turns.
+//! * Any number of processes write (the daemon, search workers), one at a time: every change holds
+//!   the lock file `DIR/.lock` from the first look to the last write. Readers take no lock.
 //!
 //! *Limits*: [`limits::POLICY_VERSION_BYTES_MAX`], [`limits::POLICY_HISTORY_MAX`].
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde_json::Value;
 
 use super::error::suggestion;
 use super::store_head::{Head, HistoryKind};
+use super::store_lock::WriteLock;
 use super::{Policy, PolicyError, PolicyId, builtin, rfc3339_utc, store_files};
 use crate::limits;
 
@@ -128,18 +130,19 @@ const BY_ID_DIR: &str = ".by-id";
 #[derive(Debug)]
 pub struct PolicyStore {
     dir: PathBuf,
-    writer: Mutex<()>,
 }
 
 impl PolicyStore {
-    /// Opens the store in `dir`, which is made if it is not there, and removes what an earlier
-    /// writer left half-written.
+    /// Opens the store in `dir`, which is made if it is not there, and removes what a writer that
+    /// died left half-written. Other processes may have it open and write to it.
     ///
     /// # Errors
-    /// The folder cannot be made, read or cleaned.
+    /// The folder cannot be made, read, locked or cleaned.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, PolicyError> {
-        let store = Self { dir: dir.into(), writer: Mutex::new(()) };
+        let store = Self { dir: dir.into() };
         store_files::create_dir(&store.dir)?;
+        // What a living writer is just writing is no leftover.
+        let _writer = store.lock()?;
         for name in store.names()? {
             store_files::remove_leftovers(&store.lineage_dir(&name))?;
         }
@@ -178,7 +181,7 @@ impl PolicyStore {
         evidence: Value,
     ) -> Result<Published, PolicyError> {
         check_name(name)?;
-        let _writer = self.lock();
+        let _writer = self.lock()?;
         let dir = self.lineage_dir(name);
         let mut head = self.head(name)?;
         let id = policy.id();
@@ -246,23 +249,38 @@ impl PolicyStore {
     /// # Errors
     /// A version is pinned, there was none before, or that one is damaged.
     pub fn rollback(&self, name: &str) -> Result<Head, PolicyError> {
-        self.change(name, |head, now| {
-            if let Some(pinned) = head.pinned {
-                return Err(PolicyError::conflict(format!(
-                    "'{name}' is pinned at version {pinned}; unpin it first, or pin another version"
-                )));
-            }
-            let Some(version) = head.previous.pop() else {
-                return Err(PolicyError::conflict(format!(
-                    "'{name}' has no earlier active version to roll back to"
-                )));
-            };
-            self.get(name, version)?;
-            head.active = version;
-            head.unpinned = version;
-            head.record(HistoryKind::Rollback, now);
-            Ok(())
-        })
+        self.change(name, |head, now| self.roll_back(name, head, now))
+    }
+
+    /// As [`Self::rollback`], if `version` is the active one; else nothing is done: `None`.
+    ///
+    /// # Errors
+    /// As [`Self::rollback`].
+    pub fn rollback_from(&self, name: &str, version: u64) -> Result<Option<Head>, PolicyError> {
+        let mut is_done = false;
+        let head = self.change(name, |head, now| {
+            is_done = head.active == version;
+            if is_done { self.roll_back(name, head, now) } else { Ok(()) }
+        })?;
+        Ok(is_done.then_some(head))
+    }
+
+    fn roll_back(&self, name: &str, head: &mut Head, now: String) -> Result<(), PolicyError> {
+        if let Some(pinned) = head.pinned {
+            return Err(PolicyError::conflict(format!(
+                "'{name}' is pinned at version {pinned}; unpin it first, or pin another version"
+            )));
+        }
+        let Some(version) = head.previous.pop() else {
+            return Err(PolicyError::conflict(format!(
+                "'{name}' has no earlier active version to roll back to"
+            )));
+        };
+        self.get(name, version)?;
+        head.active = version;
+        head.unpinned = version;
+        head.record(HistoryKind::Rollback, now);
+        Ok(())
     }
 
     /// Every version that has a file, ascending, and version 0 before them. A damaged one does
@@ -381,7 +399,7 @@ impl PolicyStore {
             return Ok((policy, reference.to_owned()));
         }
         let policy = builtin::load_reference(reference)?;
-        let _writer = self.lock();
+        let _writer = self.lock()?;
         store_files::keep_by_id(&self.dir.join(BY_ID_DIR), &policy)?;
         let reference = format!("{BY_ID_PREFIX}{}", policy.id());
         Ok((policy, reference))
@@ -422,9 +440,8 @@ impl PolicyStore {
         self.dir.join(Path::new(name))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
-        // The mutex guards files, which a panicking writer leaves consistent.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Result<WriteLock, PolicyError> {
+        WriteLock::take(&self.dir)
     }
 
     fn change(
@@ -433,7 +450,7 @@ impl PolicyStore {
         edit: impl FnOnce(&mut Head, String) -> Result<(), PolicyError>,
     ) -> Result<Head, PolicyError> {
         check_name(name)?;
-        let _writer = self.lock();
+        let _writer = self.lock()?;
         let mut head = self.head(name)?;
         edit(&mut head, rfc3339_utc(SystemTime::now()))?;
         let dir = self.lineage_dir(name);

@@ -14,6 +14,8 @@ pub struct OpenedStream {
     pub spec: Arc<StreamSpec>,
     /// What the recipe calls its policy.
     pub policy_reference: String,
+    /// Epochs of the run; 0: unknown.
+    pub total_epochs: u64,
     /// The effective recipe as JSON, for the client.
     pub recipe_json: String,
 }

@@ -46,8 +46,12 @@ fn session(n_samples: u64, batch_size: u32, rank: u32, world_size: u32, n_slots:
     let recipe = CompiledRecipe::new(&Recipe::default(), &info).expect("fits");
     let split = Arc::new(Dots(info));
     let spec = Arc::new(StreamSpec { split, recipe, seed: 0, shuffle: true });
-    let stream =
-        OpenedStream { spec, policy_reference: "none".to_owned(), recipe_json: "{}".to_owned() };
+    let stream = OpenedStream {
+        spec,
+        policy_reference: "none".to_owned(),
+        total_epochs: 0,
+        recipe_json: "{}".to_owned(),
+    };
     let request = StreamRequest {
         dataset: "dots".to_owned(),
         split: "train".to_owned(),

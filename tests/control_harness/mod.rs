@@ -12,12 +12,14 @@ use fastaa::control::{
     Handler, Reply, Request, RuntimePaths, ServerOptions, StatusReport, StreamReport,
     handle_policy, policy_reports,
 };
+use fastaa::daemon::searcher::Searcher;
 use fastaa::policy::PolicyStore;
 use tokio::sync::watch;
 
 pub(crate) struct TestHandler {
     pub(crate) store: PolicyStore,
     pub(crate) datasets: Vec<String>,
+    pub(crate) searcher: Option<Searcher>,
 }
 
 impl TestHandler {
@@ -37,6 +39,14 @@ impl TestHandler {
             images_per_second: 1234.4,
             ..StreamReport::default()
         }]
+    }
+
+    fn search(
+        &self,
+        wish: impl FnOnce(&Searcher) -> Result<(), ControlFailure>,
+    ) -> Result<Reply, ControlFailure> {
+        let searcher = self.searcher.as_ref().expect("this test has a searcher");
+        wish(searcher).map(|()| Reply::Search(searcher.report()))
     }
 
     fn datasets(&self) -> Vec<DatasetReport> {
@@ -70,6 +80,7 @@ impl Handler for TestHandler {
                 streams: Self::streams(),
                 policies: policy_reports(&self.store, &self.datasets),
                 counters: [("batches".to_owned(), 12)].into(),
+                search: self.searcher.as_ref().map(Searcher::report).unwrap_or_default(),
             })),
             Request::StreamList => Ok(Reply::Streams { streams: Self::streams() }),
             Request::DatasetList => Ok(Reply::Datasets { datasets: self.datasets() }),
@@ -79,6 +90,11 @@ impl Handler for TestHandler {
             Request::ExpectedDigest { .. } => {
                 Err(ControlFailure::new(FailureCode::NotFound, "no such dataset"))
             }
+            Request::SearchReport => Ok(Reply::SearchHtml { html: "<p>report</p>\n".to_owned() }),
+            Request::SearchStatus => self.search(|_| Ok(())),
+            Request::SearchPause => self.search(Searcher::pause),
+            Request::SearchResume => self.search(Searcher::resume),
+            Request::SearchRun => self.search(Searcher::run),
             other => handle_policy(&self.store, &self.datasets, other),
         }
     }
@@ -94,11 +110,21 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub(crate) fn start(datasets: &[&str], options: ServerOptions) -> Self {
+        Self::start_with(datasets, options, None)
+    }
+
+    /// With a search worker.
+    pub(crate) fn start_with(
+        datasets: &[&str],
+        options: ServerOptions,
+        searcher: Option<Searcher>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let paths = RuntimePaths::new(dir.path()).unwrap();
         let handler: Arc<dyn Handler> = Arc::new(TestHandler {
             store: PolicyStore::open(dir.path().join("policies")).unwrap(),
             datasets: datasets.iter().map(|name| (*name).to_owned()).collect(),
+            searcher,
         });
         let server = ControlServer::bind(&paths.control_socket(), options).unwrap();
         let (stop, stopped) = watch::channel(false);

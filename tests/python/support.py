@@ -131,6 +131,9 @@ layout = "nchw"
 [workers]
 threads = 2
 
+[search]
+enabled = false
+
 [transport]
 tcp = "127.0.0.1:{self.port}"
 token_file = "{self.token_file}"

@@ -359,6 +359,44 @@ def test_a_new_policy_waits_for_the_next_epoch_also_over_a_resume(daemon: Daemon
     assert {batch.policy_version for batch in resumed.batches()} == {1}
 
 
+def publish(daemon: Daemon, magnitude: float, source: str) -> None:
+    """A new version of `toy`'s policy, as the search or a person publishes it."""
+    policy = [[["Solarize", 1.0, magnitude]]]
+    request = {"request": "policy-publish", "dataset": "toy", "policy": policy}
+    _control.ask(daemon.runtime_dir, {**request, "evidence": {"source": source}})
+
+
+def test_a_run_that_says_how_long_it_is_ends_on_one_policy(daemon: Daemon) -> None:
+    loaders = [
+        daemon.loader(batch_size=500, policy="active", total_epochs=total) for total in (3, None)
+    ]
+    assert [loader.recipe.get("total_epochs") for loader in loaders] == [3, None]
+    for epoch in range(2):
+        for loader in loaders:
+            assert {batch.policy_version for batch in loader.batches()} == {0}, epoch
+    publish(daemon, 0.5, "search")
+    versions = [{batch.policy_version for batch in loader.batches()} for loader in loaders]
+    assert versions == [{0}, {1}]
+    with pytest.raises(fastaa.InvalidRequestError, match="total_epochs=-1"):
+        daemon.loader(total_epochs=-1)
+
+
+def test_a_reported_fall_takes_the_search_s_policy_back(daemon: Daemon) -> None:
+    loader = daemon.loader(batch_size=500, policy="active")
+    with pytest.raises(fastaa.UsageError, match="no epoch was finished"):
+        loader.report(accuracy=0.5)
+    policies = []
+    for accuracy in (0.8, 0.81, 0.8, 0.5, np.float32(0.5), torch.tensor(0.8)):
+        if len(policies) == 3:
+            publish(daemon, 0.5, "search")
+        policies += list({batch.policy for batch in loader.batches()})
+        loader.report(accuracy=accuracy)
+    assert policies == ["none"] * 3 + ["toy@1"] * 2 + ["none"]
+    for wrong in ("0.5", None, float("nan"), True, [0.5, 0.6]):
+        with pytest.raises(fastaa.InvalidRequestError, match="no finite number"):
+            loader.report(accuracy=wrong)
+
+
 def test_the_digest_tells_what_came(shared_daemon: Daemon) -> None:
     loader = shared_daemon.loader(batch_size=BATCH)
     assert loader.epoch_digest is None

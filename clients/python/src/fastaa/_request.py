@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _control, _hello, _messages, _values, _wire
+from . import _control, _hello, _messages, _state, _values, _wire
 from ._arrays import check_output
 from ._connection import Connection
 from ._values import shown
@@ -36,6 +37,19 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     if number is None or not low <= number <= high:
         raise InvalidRequestError(
             f"{name}={shown(value)} is no whole number from {low} to {high}", f"pass a valid {name}"
+        )
+    return number
+
+
+def metric(name: str, value: Any) -> float:
+    """`value` as a finite float; what holds one number (numpy, torch) is welcome."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, str | bool):
+        raise InvalidRequestError(
+            f"{name}={shown(value)} is no finite number", f"pass a number as {name}"
         )
     return number
 
@@ -140,9 +154,13 @@ def _torchrun_group() -> str:
     return f"torchrun-{launcher}-{started}"
 
 
-def recipe(policy: str | os.PathLike[str] | None, overrides: Mapping[str, Any]) -> str:
+def recipe(
+    policy: str | os.PathLike[str] | None, overrides: Mapping[str, Any], total_epochs: Any = None
+) -> str:
     """The recipe keys that differ from the daemon's defaults, as a JSON object."""
     keys = dict(overrides)
+    if total_epochs is not None:
+        keys["total_epochs"] = integer("total_epochs", total_epochs, 0, _state.EPOCHS_MAX)
     if policy is not None:
         keys["policy"] = _policy_reference(policy)
     try:
@@ -203,11 +221,7 @@ class Target(NamedTuple):
 
     def expected_digest(self, request: _messages.StreamRequest, epoch: int, since: int) -> str:
         """The daemon's answer to which digest a rank's samples of `epoch` have."""
-        if self.address is not None:
-            raise UnsupportedError(
-                "the daemon's control socket is not served over TCP",
-                "ask on the daemon's host, by a loader with runtime_dir=",
-            )
+        self._check_local()
         is_shard = request.mode == _messages.GroupMode.Shard
         question = _control.DigestQuestion(
             dataset=request.dataset,
@@ -222,6 +236,28 @@ class Target(NamedTuple):
             shuffle=request.shuffle,
         )
         return _control.expected_digest(self.runtime_dir, question)
+
+    def report(self, dataset: str, run: str, epoch: int, policy: str, value: float) -> None:
+        """Tells the daemon a run's metric after an epoch."""
+        self._check_local()
+        _control.ask(
+            self.runtime_dir,
+            {
+                "request": "report-metric",
+                "dataset": dataset,
+                "run": run,
+                "epoch": epoch,
+                "policy": policy,
+                "value": value,
+            },
+        )
+
+    def _check_local(self) -> None:
+        if self.address is not None:
+            raise UnsupportedError(
+                "the daemon's control socket is not served over TCP",
+                "ask on the daemon's host, by a loader with runtime_dir=",
+            )
 
 
 def target(

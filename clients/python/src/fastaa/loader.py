@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -96,6 +97,8 @@ class Loader:
         output: `"torch"` tensors or `"numpy"` arrays (then torch is never imported).
         address: `"tcp://HOST:PORT"` of the daemon, instead of `runtime_dir`.
         token: The TCP token, or the path of the file that holds it.
+        total_epochs: Epochs of the whole run, if known. Near its end the run keeps its policy,
+            whatever the search publishes (`search.freeze_last` in the daemon's configuration).
         n_slots: Batches that fit into shared memory; 0 lets the daemon choose.
         recipe_overrides: Keys of `[stream.defaults]` to override: `crop`, `hflip`, `cutout`,
             `normalize`, `dtype`, `layout`, …
@@ -124,6 +127,7 @@ class Loader:
         address: str | None = None,
         token: str | os.PathLike[str] | None = None,
         n_slots: int = 0,
+        total_epochs: int | None = None,
         **recipe_overrides: Any,
     ) -> None:
         self._connection: Connection | None = None
@@ -140,7 +144,7 @@ class Loader:
             mode=mode,
             drop_last=drop_last,
             shuffle=shuffle,
-            recipe=_request.recipe(policy, recipe_overrides),
+            recipe=_request.recipe(policy, recipe_overrides, total_epochs),
             n_slots=n_slots,
         )
         _request.check_device(device)
@@ -155,6 +159,8 @@ class Loader:
         self._busy = threading.Lock()
         self._warned = False
         self._finished: Position | None = None
+        # The name under which the daemon remembers what this run reports.
+        self._run = self._request.group or f"loader-{uuid.uuid4().hex}"
         self._connection = self._target.connect(self._request)
         self._welcome = self._connection.welcome
         try:
@@ -404,6 +410,27 @@ class Loader:
         if since == 0 and is_alone and is_whole:
             return _digest.to_text(_digest.digest_of_first(self._welcome.n_samples))
         return self._target.expected_digest(request, epoch, since)
+
+    def report(self, *, accuracy: float) -> None:
+        """Tells the daemon how good the model is after the last finished epoch.
+
+        `accuracy` is any metric on clean validation data that is higher for better models; report
+        it after each epoch. If it falls by more than its noise after the run has switched to a
+        policy of the daemon's search, the daemon goes back to the policy before. In a group one
+        rank's report is enough.
+        """
+        if self._finished is None or not self._finished.policy:
+            raise UsageError(
+                "no epoch was finished yet, so there is nothing to report",
+                "call report after the loop over an epoch's batches",
+            )
+        self._target.report(
+            self._request.dataset,
+            self._run,
+            self._finished.epoch,
+            self._finished.policy,
+            _request.metric("accuracy", accuracy),
+        )
 
     # --- connection ---------------------------------------------------------------------------
 

@@ -1,0 +1,195 @@
+//! `fastaa-ctl search`: where the policy search is, and what it should do.
+//!
+//! Owns the words. What runs without a daemon is in `search_offline`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::daemon::connect;
+use super::status::duration_text;
+use super::table::table;
+use super::{Context, CtlError, output, search_offline};
+use crate::control::{Reply, Request, SearchReport, SearchRoundReport};
+
+/// Subcommands of `search`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum SearchCommand {
+    /// Show what the search does, how far it is, and how its rounds ended
+    Status,
+    /// Stop the search where it is, until it is resumed
+    Pause,
+    /// Let a paused search go on
+    Resume,
+    /// Start the search where it does not run by itself, or has finished or failed
+    Run(OfflineArgs),
+    /// Write the search's report as a page
+    Report {
+        /// Where to; `-` is stdout
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        #[command(flatten)]
+        offline: OfflineArgs,
+    },
+}
+
+/// How to do without a daemon.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OfflineArgs {
+    /// Without a daemon, in this terminal
+    #[arg(long, requires = "config")]
+    offline: bool,
+    /// The daemon's configuration file, for --offline
+    #[arg(long, value_name = "FILE", requires = "offline")]
+    config: Option<PathBuf>,
+}
+
+impl OfflineArgs {
+    /// The configuration, if there is to be no daemon.
+    fn config(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|_| self.offline)
+    }
+}
+
+pub(crate) fn run(context: &Context, command: SearchCommand) -> Result<(), CtlError> {
+    match command {
+        SearchCommand::Status => ask(context, &Request::SearchStatus, page),
+        SearchCommand::Pause => ask(context, &Request::SearchPause, line),
+        SearchCommand::Resume => ask(context, &Request::SearchResume, line),
+        SearchCommand::Run(offline) => match offline.config() {
+            Some(config) => search_offline::run(context, config),
+            None => ask(context, &Request::SearchRun, line),
+        },
+        SearchCommand::Report { output, offline } => {
+            let html = match offline.config() {
+                Some(config) => search_offline::report(config)?,
+                None => fetch_report(context)?,
+            };
+            write_report(context, &output, &html)
+        }
+    }
+}
+
+fn ask(
+    context: &Context,
+    request: &Request,
+    text: fn(&SearchReport) -> String,
+) -> Result<(), CtlError> {
+    let mut client = connect(context)?;
+    match client.call(request)? {
+        Reply::Search(report) if context.json => output::print_json(&report),
+        Reply::Search(report) => output::print(&text(&report)),
+        other => Err(client.unexpected(&other).into()),
+    }
+}
+
+fn fetch_report(context: &Context) -> Result<String, CtlError> {
+    let mut client = connect(context)?;
+    match client.call(&Request::SearchReport)? {
+        Reply::SearchHtml { html } => Ok(html),
+        other => Err(client.unexpected(&other).into()),
+    }
+}
+
+fn write_report(context: &Context, path: &Path, html: &str) -> Result<(), CtlError> {
+    if path == Path::new("-") {
+        return if context.json {
+            output::print_json(&serde_json::json!({ "html": html }))
+        } else {
+            output::print(html)
+        };
+    }
+    output::replace_file(path, |mut file| file.write_all(html.as_bytes()))
+        .map_err(|error| CtlError::failed(format!("cannot write {}: {error}", path.display())))?;
+    if !context.json {
+        return Ok(());
+    }
+    let path = path.display().to_string();
+    output::print_json(&serde_json::json!({ "path": path, "bytes": html.len() }))
+}
+
+/// The search in one line.
+pub(super) fn summary(report: &SearchReport) -> String {
+    let state = report.state.replace('-', " ");
+    let reason = match report.reason.as_str() {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
+    };
+    let Some(progress) = &report.progress else { return format!("{state}{reason}") };
+    let rounds = match progress.n_rounds {
+        0 => progress.round.to_string(),
+        n_rounds => format!("{} of {n_rounds}", progress.round),
+    };
+    let mut parts = vec![format!("{state}{reason}: round {rounds}")];
+    for part in [&progress.stage, &progress.part] {
+        if !part.is_empty() {
+            parts.push(part.clone());
+        }
+    }
+    if progress.total > 0 {
+        parts.push(format!("{}/{}", progress.done, progress.total));
+    }
+    parts.join(", ")
+}
+
+fn line(report: &SearchReport) -> String {
+    format!("search {}", summary(report))
+}
+
+fn page(report: &SearchReport) -> String {
+    let mut lines = vec![format!("search      {}", summary(report))];
+    let mut add = |name: &str, value: String| lines.push(format!("{name:<10}  {value}"));
+    add("dataset", report.dataset.clone());
+    let crashes = match report.restarts {
+        0 => String::new(),
+        1 => ", crashed once".to_owned(),
+        restarts => format!(", crashed {restarts} times"),
+    };
+    match report.pid {
+        Some(pid) => add("worker", format!("pid {pid}{crashes}")),
+        None => add("worker", format!("none{crashes}")),
+    }
+    if report.bad_lines > 0 {
+        add("bad lines", format!("{} of its output", report.bad_lines));
+    }
+    if let Some(progress) = &report.progress {
+        add("algorithm", progress.algorithm.clone());
+        if !progress.best.is_empty() {
+            add("best", progress.best.clone());
+        }
+        let left = progress.eta_seconds.map_or_else(|| "not known yet".to_owned(), duration_text);
+        add("left", format!("{left} of this round"));
+        let gpu = match progress.gpu_seconds {
+            0.0 => String::new(),
+            seconds => format!(", {} GPU", duration_text(seconds)),
+        };
+        add("computed", format!("{} CPU{gpu}", duration_text(progress.cpu_seconds)));
+        let budget = match report.budget_seconds {
+            0 => "no limit".to_owned(),
+            seconds => format!("of {}", duration_text(seconds as f64)),
+        };
+        add("today", format!("{}, {budget}", duration_text(progress.seconds_today)));
+    }
+    let mut text = lines.join("\n") + "\n";
+    if !report.rounds.is_empty() {
+        text += &format!("\nrounds\n{}", rounds_table(&report.rounds));
+    }
+    if !report.notes.is_empty() {
+        text += &format!("\nnotes\n{}\n", report.notes.join("\n"));
+    }
+    text
+}
+
+fn rounds_table(rounds: &[SearchRoundReport]) -> String {
+    let rows: Vec<_> = rounds
+        .iter()
+        .map(|round| {
+            [
+                round.round.to_string(),
+                round.version.map_or_else(|| "-".to_owned(), |version| version.to_string()),
+                duration_text(round.cpu_seconds),
+                round.summary.clone(),
+            ]
+        })
+        .collect();
+    table(["round", "version", "CPU", "outcome"], &rows)
+}
