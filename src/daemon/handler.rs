@@ -25,6 +25,7 @@ use crate::transport::server::{ServerHandle, ServerReport, SessionReport};
 use super::datasets::{Datasets, OpenedSplit};
 use super::metrics::{Evaluation, Fall, Metrics};
 use super::provider::search_version;
+use super::search_report;
 use super::searcher::Searcher;
 
 /// Epochs of a run, by whose bits random draws are counted (`random`).
@@ -64,9 +65,7 @@ impl Handler for DaemonHandler {
             Request::SearchPause => self.after(self.searcher.pause()),
             Request::SearchResume => self.after(self.searcher.resume()),
             Request::SearchRun => self.after(self.searcher.run()),
-            Request::SearchReport => {
-                search_report_html(Path::new(&self.facts.state_dir), self.searcher.dataset())
-            }
+            Request::SearchReport => self.search_page(),
             Request::ReportMetric { dataset, run, epoch, policy, value } => {
                 self.report_metric(&dataset, &run, epoch, Evaluation { policy, value })
             }
@@ -76,6 +75,14 @@ impl Handler for DaemonHandler {
 }
 
 impl DaemonHandler {
+    fn search_page(&self) -> Result<Reply, ControlFailure> {
+        let dataset = self.searcher.dataset();
+        let split = self.datasets.find(dataset, "train").ok();
+        search_report::page(Path::new(&self.facts.state_dir), dataset, split.as_deref())
+            .map(|html| Reply::SearchHtml { html })
+            .map_err(|message| ControlFailure::new(FailureCode::NotFound, message))
+    }
+
     fn report(&self) -> Result<ServerReport, ControlFailure> {
         self.server.report().ok_or_else(|| {
             ControlFailure::new(FailureCode::Internal, "the stream server has stopped")
@@ -231,12 +238,6 @@ impl DaemonHandler {
             n_steps: plan.n_steps(),
         }))
     }
-}
-
-/// The search's report on a dataset as a page.
-fn search_report_html(_state_dir: &Path, dataset: &str) -> Result<Reply, ControlFailure> {
-    let message = format!("there is no report yet on the search for '{dataset}'");
-    Err(ControlFailure::new(FailureCode::NotFound, message))
 }
 
 fn dataset_report(opened: &OpenedSplit) -> DatasetReport {

@@ -10,7 +10,10 @@ mod metrics;
 mod provider;
 mod runtime_dir;
 mod search_process;
+mod search_report;
 mod search_state;
+#[cfg(feature = "torch")]
+mod search_worker;
 /// Public for the tests, which let scripts be the worker.
 pub mod searcher;
 mod serve;
@@ -21,14 +24,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, default_state_dir};
 use crate::control::{PathsError, RuntimePaths};
 use crate::policy::{PolicyError, StoredReference, load_reference};
 use crate::transport::server::ServerError;
 
-use datasets::OpenDatasetError;
+use datasets::{Datasets, OpenDatasetError};
 use runtime_dir::RuntimeDirError;
 
 /// Exit code for a configuration that cannot work, as in `sysexits.h`: restarting does not help.
@@ -37,14 +40,34 @@ const EXIT_CONFIG: u8 = 78;
 /// Stream policy-augmented image batches to the training processes of this host.
 #[derive(Debug, Parser)]
 #[command(name = "fastaa-loaderd", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
     /// Configuration file (TOML)
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Check the configuration, print what is in effect, and exit; datasets are looked for, but not
     /// opened
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Search the policy; the daemon and 'fastaa-ctl search run --offline' start this
+    #[command(hide = true)]
+    SearchWorker {
+        /// Configuration file (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// One whole search, if the configuration does not say how many rounds
+        #[arg(long)]
+        offline: bool,
+        /// Write the report of the newest search to this file instead of searching
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
 }
 
 /// Why the daemon does not run.
@@ -74,6 +97,8 @@ enum DaemonError {
     Control { path: PathBuf, source: std::io::Error },
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
+    #[error("{0}")]
+    Report(String),
     #[error("a thread of the daemon ended by itself; its log has the reason")]
     ThreadDied,
 }
@@ -121,7 +146,16 @@ struct Places {
 /// Exit codes: 0 stopped as told, 1 failed, 2 usage, 78 bad configuration.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    let result = if args.check { check(&args.config) } else { run(&args.config) };
+    let result = match (args.command, args.config) {
+        (Some(Command::SearchWorker { config, report: Some(path), .. }), _) => {
+            report(&config, &path)
+        }
+        (Some(Command::SearchWorker { config, offline, report: None }), _) => {
+            return search(&config, offline);
+        }
+        (None, Some(config)) if args.check => check(&config),
+        (None, config) => run(&config.expect("clap demands it where there is no subcommand")),
+    };
     let Err(error) = result else { return ExitCode::SUCCESS };
     let mut stderr = std::io::stderr();
     // Nobody may be reading; the exit code says it, too.
@@ -137,6 +171,36 @@ fn run(path: &Path) -> Result<(), DaemonError> {
     let places = places(&config)?;
     logging::start(&config.telemetry).map_err(DaemonError::LogFilter)?;
     serve::serve(&config, path, &places)
+}
+
+#[cfg(feature = "torch")]
+fn search(config: &Path, offline: bool) -> ExitCode {
+    search_worker::main(config, offline)
+}
+
+#[cfg(not(feature = "torch"))]
+fn search(_config: &Path, _offline: bool) -> ExitCode {
+    let message = "this program was built without the feature torch, and cannot search";
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+/// Writes the report of the newest search, by temp file and rename.
+fn report(config: &Path, path: &Path) -> Result<(), DaemonError> {
+    let config = Config::load(config)?;
+    let places = places(&config)?;
+    let first = || config.datasets[0].name.clone();
+    let dataset = config.search.dataset.clone().unwrap_or_else(first);
+    let of_dataset: Vec<_> =
+        config.datasets.iter().filter(|known| known.name == dataset).cloned().collect();
+    let datasets = Datasets::open(&of_dataset, &places.state_dir.join("cache"))?;
+    let split = datasets.find(&dataset, "train").ok();
+    let html = search_report::page(&places.state_dir, &dataset, split.as_deref())
+        .map_err(DaemonError::Report)?;
+    let at = |source| DaemonError::File { path: path.to_owned(), source };
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, html).map_err(at)?;
+    std::fs::rename(&partial, path).map_err(at)
 }
 
 /// Validates and prints the effective configuration; opens no dataset and no socket.

@@ -10,6 +10,7 @@
 pub mod affinity;
 pub mod algorithm;
 pub mod batches;
+pub mod engine;
 mod error;
 mod folds;
 #[cfg(test)]

@@ -6,9 +6,9 @@
 #[cfg(test)]
 mod density_tests;
 pub mod objective;
-mod paper;
+pub mod paper;
 mod ranged;
-mod structured;
+pub mod structured;
 mod structured_corners;
 mod structured_mix;
 mod structured_surface;

@@ -99,6 +99,18 @@ pub enum TorchError {
     },
 }
 
+/// Makes this process compute each unit on one torch thread. Call it once, before anything else of
+/// torch: results don't depend on the number of units that run side by side.
+pub fn use_one_thread() {
+    tch::set_num_threads(1);
+    tch::set_num_interop_threads(1);
+}
+
+/// Name of the precision in which this host's models compute.
+pub fn precision_here() -> &'static str {
+    precision(tch::Device::Cpu)
+}
+
 /// Gives this thread the process's number of torch threads. OpenMP counts per thread: one that was
 /// never told would use all cores in its first convolutions, and sum in another order.
 fn share_threads() {
