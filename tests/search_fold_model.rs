@@ -1,6 +1,7 @@
 //! Fold models on a dataset that can be learned: training, resuming, scoring.
 
 #![cfg(feature = "torch")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -195,6 +196,16 @@ fn models_trained_at_once_equal_those_trained_one_after_another() {
     };
     let one_after_another: Vec<String> = (0..2).map(run).collect();
     assert_ne!(one_after_another[0], one_after_another[1]);
+    // Made here, trained there.
+    let mut model = data.model_of(&ModelSpec::SmallCnn, FoldTraining { seed: 0, ..training() });
+    let elsewhere = thread::scope(|scope| {
+        let trained = scope.spawn(|| {
+            model.train(&mut data.batches(), &train, &none(), u64::MAX).expect("trains");
+            model.weights_digest().expect("hashes")
+        });
+        trained.join().expect("no panic")
+    });
+    assert_eq!(elsewhere, one_after_another[0]);
     let start = Barrier::new(2);
     let at_once: Vec<String> = thread::scope(|scope| {
         let threads: Vec<_> = (0..2)
@@ -216,7 +227,7 @@ fn every_model_learns_a_tiny_problem() {
     let data = Quarters::new(64);
     let train: Vec<u64> = (0..64).collect();
     let training = FoldTraining { n_epochs: 3, batch_size: 16, ..training() };
-    for name in ["small-cnn", "wrn-10-1", "wrn-16-2", "resnet18"] {
+    for name in ["small-cnn", "wrn-10-1", "resnet18"] {
         let spec = ModelSpec::parse(name).expect("known");
         let mut model = data.model_of(&spec, training);
         let mut batches = data.batches();

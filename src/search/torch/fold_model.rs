@@ -2,9 +2,9 @@
 //! well it does on D_A under a candidate policy (density matching). The gate trains the same models
 //! under a policy, and judges them on clean images.
 //!
-//! *Invariant*: training is a function of (split, recipe, samples, policy, options). A training that
-//! was killed and goes on from a checkpoint ends with the same weights, bit for bit; one beside
-//! others in the same process too.
+//! *Invariant*: training is a function of (split, recipe, samples, policy, options). A training
+//! that was killed and goes on from a checkpoint ends with the same weights, bit for bit; one
+//! beside others in the same process too.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, Reduction, TchError, Tensor};
 
 use crate::pipeline::render::OutputShape;
 
@@ -12,6 +12,9 @@ use super::precision::Precision;
 use super::script::Script;
 use super::spec::ModelSpec;
 use super::{FoldTraining, TorchError};
+
+/// A label that libtorch leaves out; no class has it.
+const IGNORED_LABEL: i64 = -100;
 
 /// A network of this crate, or a module of the user's.
 pub(super) enum Model {
@@ -99,7 +102,7 @@ impl Model {
         state.sort_by(|a, b| a.0.cmp(&b.0));
         let mut hash = Sha256::new();
         for (name, tensor) in state {
-            let tensor = tensor.f_to_device(tch::Device::Cpu)?.f_contiguous()?;
+            let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
             hash.update(format!("{name}:{:?}:{:?};", tensor.kind(), tensor.size()));
             let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
             tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
@@ -113,10 +116,8 @@ impl Model {
 pub(super) fn cross_entropy(
     logits: &Tensor,
     labels: &Tensor,
-    reduction: tch::Reduction,
+    reduction: Reduction,
 ) -> Result<Tensor, TchError> {
     debug_assert_eq!(logits.kind(), Kind::Float, "logits are f32 in every precision");
-    /// A label that is left out; no class has it.
-    const IGNORED: i64 = -100;
-    logits.f_cross_entropy_loss::<Tensor>(labels, None, reduction, IGNORED, 0.0)
+    logits.f_cross_entropy_loss::<Tensor>(labels, None, reduction, IGNORED_LABEL, 0.0)
 }

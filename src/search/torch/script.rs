@@ -99,9 +99,9 @@ impl Script {
     pub(super) fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor, TchError> {
         let mut module = self.module.lock().unwrap_or_else(PoisonError::into_inner);
         if train {
-            module.f_set_train()?
+            module.f_set_train()?;
         } else {
-            module.f_set_eval()?
+            module.f_set_eval()?;
         }
         module.forward_ts(&[images])
     }

@@ -4,12 +4,14 @@
 //! `net` makes the same layers real.
 //!
 //! *Sources*: `wrn-D-W` is the pre-activation wide residual network without dropout of S.
-//! Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016; `resnet18` is that of K. He et al.,
-//! "Deep Residual Learning", CVPR 2016, as torchvision lays it out. `small-cnn` is made for CPUs:
-//! its widths were chosen for images per second, not taken from a paper.
+//! Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016; `resnet18` is that of K. He et
+//! al., "Deep Residual Learning", CVPR 2016, as torchvision lays it out. `small-cnn` is made for
+//! CPUs: its widths were chosen for images per second, not taken from a paper.
 
-use std::fmt;
 use std::path::PathBuf;
+use std::{fmt, fs};
+
+use sha2::{Digest, Sha256};
 
 use crate::pipeline::render::OutputShape;
 
@@ -71,6 +73,17 @@ impl ModelSpec {
             }
             _ => Err(unknown("the depth of a wrn is 6 n + 4, such as 16, 28 or 40")),
         }
+    }
+
+    /// What a result depends on: the name, or the SHA-256 of the file's content.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn identity(&self) -> Result<String, TorchError> {
+        let Self::TorchScript(path) = self else { return Ok(self.to_string()) };
+        let failed = |source| TorchError::Io { path: path.display().to_string(), source };
+        let digest = Sha256::digest(fs::read(path).map_err(failed)?);
+        Ok(digest.iter().fold("torchscript:".to_owned(), |text, byte| format!("{text}{byte:02x}")))
     }
 
     /// The layers for images of `shape`; `None` for a TorchScript module.
@@ -280,6 +293,18 @@ mod tests {
             let error = ModelSpec::parse(bad).expect_err("must be refused").to_string();
             assert!(error.contains("small-cnn, wrn-40-2"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_module_is_known_by_its_content() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("own.pt");
+        let spec = ModelSpec::parse(path.to_str().expect("is text")).expect("a path");
+        assert!(spec.identity().expect_err("is not there").to_string().contains("own.pt"));
+        fs::write(&path, "abc").expect("writes");
+        let identity = spec.identity().expect("reads");
+        assert!(identity.starts_with("torchscript:ba7816bf8f01cfea"), "{identity}");
+        assert_eq!(ModelSpec::ResNet18.identity().expect("a name"), "resnet18");
     }
 
     /// WRN's from table 5 and 9 of the paper, ResNet-18's from torchvision.
