@@ -1,6 +1,9 @@
 //! The report of a search: made from a real journal, read as a browser would read it.
 //!
-//! The journals are written by real ledgers; their values are plausible, but made up.
+//! The journals are written by real ledgers; their values are plausible, but made up. To look at
+//! the page, name a file for it in `FASTAA_REPORT_KEEP`.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test is a test")]
 
 use std::fs;
 use std::io::Write as _;
@@ -9,7 +12,7 @@ use std::path::{Path, PathBuf};
 use fastaa::image::Image;
 use fastaa::search::ledger::{JOURNAL_VERSION, Ledger, Record};
 use fastaa::search::report::{self, ReportError, ReportInput};
-use fastaa::search::round::{FoldRecord, RoundRecord};
+use fastaa::search::round::{Cost, FoldRecord, RoundRecord};
 use fastaa::search::{JournalError, JournalHeader, read_records};
 use serde::Serialize;
 
@@ -40,7 +43,7 @@ fn put<T: Serialize>(ledger: &Ledger, key: &str, passes: u64, value: &T) {
 fn write_search(ledger: &Ledger) {
     put(ledger, "folds", 0, &folds());
     for fold in 0..5 {
-        let accuracy = 0.8531 + fold as f64 / 1000.0;
+        let accuracy = 0.8531 + f64::from(fold) / 1000.0;
         let model = FoldRecord { train_loss: 0.321, accuracy, weights: "ab".repeat(32) };
         put(ledger, &format!("fold/{fold}"), 4_000 * 30 * 3, &model);
     }
@@ -190,6 +193,10 @@ fn without_a_journal_there_is_an_error_that_says_so() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "reading made a file");
     let error = report::from_journal(dir.path(), "cifar", &[]).unwrap_err().to_string();
     assert!(error.contains("not a regular file"), "{error}");
+    // A pipe has no writer here: waiting for one would never end.
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = report::from_journal(&path, "cifar", &[]).unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
 }
 
 #[test]
@@ -258,7 +265,7 @@ fn hostile_texts_stay_texts() {
     }
     hostile.details = serde_json::json!({ HOSTILE: [HOSTILE] });
     hostile.candidate["name"] = HOSTILE.replace(['\u{0}', '\u{8}'], "").into();
-    hostile.costs.insert(HOSTILE.to_owned(), Default::default());
+    hostile.costs.insert(HOSTILE.to_owned(), Cost::default());
     for trial in &mut hostile.trials {
         HOSTILE.clone_into(&mut trial.what);
     }

@@ -35,7 +35,7 @@ pub(super) fn section(input: &ReportInput) -> Vec<Element> {
         PROFILE.name()
     ))];
     let candidate = input.candidate();
-    content.push(heat_map(table, candidate.as_ref().ok()));
+    content.push(svg::in_box(heat_map(table, candidate.as_ref().ok())));
     content.push(note(
         "Orange: accuracy lost. Blue: accuracy won. The colours follow the square root, so that \
          small numbers differ. Resting on a cell shows it by fold.",

@@ -1,4 +1,4 @@
-//! What the gate saw: for each round every comparison and every training, and all rounds in a table.
+//! What the gate saw: all rounds in a table, and of each every comparison and every training.
 //!
 //! Owns how evidence is drawn. Never computes any: a verdict's numbers are shown as they are.
 
@@ -13,11 +13,11 @@ use crate::search::gate::{Arm, Comparison, Verdict};
 use crate::search::round::RoundRecord;
 
 /// Rounds in the table; the newest ones.
-const ROUNDS_LISTED_MAX: usize = 1_000;
+const ROUNDS_LISTED_MAX: usize = 500;
 /// Comparisons and arms that are drawn for a round; a gate has two and three.
-const ROWS_MAX: usize = 12;
-/// Seeds that are drawn for an arm.
-const SEEDS_MAX: usize = 200;
+const ROWS_MAX: usize = 6;
+/// Trainings of an arm that are drawn and told one by one.
+const SEEDS_MAX: usize = 64;
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 150.0;
@@ -42,7 +42,8 @@ pub(super) fn section(input: &ReportInput) -> Vec<Element> {
     content.extend(detailed.flat_map(round));
     if n_rounds > DETAILED_ROUNDS_MAX {
         content.push(note(format!(
-            "The {} older rounds are drawn no more; their numbers are in the table.",
+            "The {} older rounds are drawn no more; the newest {ROUNDS_LISTED_MAX} are in the \
+             table.",
             n_rounds - DETAILED_ROUNDS_MAX
         )));
     }
@@ -54,7 +55,8 @@ fn rounds_table(rounds: &[RoundRecord]) -> Element {
         let (gains, test) = match &round.verdict {
             None => ("not put to the gate".to_owned(), String::new()),
             Some(verdict) => {
-                let gains: Vec<String> = verdict.comparisons.iter().map(gain_text).collect();
+                let gains: Vec<String> =
+                    verdict.comparisons.iter().take(ROWS_MAX).map(gain_text).collect();
                 let test = format!("{} at α = {}", verdict.test, level(verdict.alpha));
                 (gains.join("; "), test)
             }
@@ -132,7 +134,7 @@ fn evidence(round: u32, verdict: &Verdict) -> Vec<Element> {
         number(verdict.detectable_gain, 2)
     )));
     if !verdict.comparisons.is_empty() {
-        content.push(comparison_chart(round, &verdict.comparisons));
+        content.push(svg::in_box(comparison_chart(round, &verdict.comparisons)));
         content.push(note(
             "Dot: mean gain. Blue line: two-sided 95 % interval, for people. Orange bar: the lower \
              bound that decides; it must be right of the dashed line at zero.",
@@ -140,7 +142,7 @@ fn evidence(round: u32, verdict: &Verdict) -> Vec<Element> {
         content.push(comparison_table(&verdict.comparisons));
     }
     if !verdict.arms.is_empty() {
-        content.push(seed_chart(round, &verdict.arms));
+        content.push(svg::in_box(seed_chart(round, &verdict.arms)));
         content.push(note(
             "Each dot is one training; thin lines join trainings from the same seed, bars are \
              means.",
@@ -245,7 +247,8 @@ fn seed_chart(round: u32, arms: &[Arm]) -> Element {
         chart = chart.add(svg::label("end", (LEFT - 10.0, y + 4.0), &role));
         let class = format!("dot f{}", idx % 8);
         for (seed, &accuracy) in seeds.iter().enumerate() {
-            let tip = el("title").text(format!("{role}, {}: {} %", seed + 1, number(accuracy, 2)));
+            let tip = format!("{role}, training {}: {} %", seed + 1, number(accuracy, 2));
+            let tip = el("title").text(tip);
             chart = chart.add(svg::dot(&class, (scale.at(accuracy), y), 4.0).add(tip));
         }
         let mean = scale.at(100.0 * mean(&arm.accuracy));

@@ -5,8 +5,8 @@
 //!
 //! *Invariants*: the page is a pure function of the journal and the sample images. It is one file:
 //! no network, no script, no font or picture of elsewhere. Everything from data is escaped. It is
-//! smaller than 2 MB: what would make it larger (old rounds, many trials, large pictures) is cut,
-//! and the page says so.
+//! smaller than 2 MB for whatever a search writes: what would make it larger (old rounds, many
+//! trials, large pictures) is cut, and the page says so.
 
 mod affinity;
 mod cost;
@@ -131,17 +131,18 @@ impl Section {
 /// Which search this is, in small print.
 fn identity(input: &ReportInput) -> Element {
     let version = env!("CARGO_PKG_VERSION");
-    let mut text = format!("fastaa-loaderd {version}. {} units of work", input.n_units);
-    if !input.finished.is_empty() {
-        text += &format!(", the last one done at {}", input.finished);
-    }
-    if let Some(header) = &input.header {
-        text += &format!(
-            ". Seed {}, configuration {}, dataset fingerprint {}",
+    let n_units = input.n_units;
+    let finished = match input.finished.as_str() {
+        "" => String::new(),
+        time => format!(", the last one done at {time}"),
+    };
+    let search = input.header.as_ref().map_or_else(String::new, |header| {
+        format!(
+            " Seed {}, configuration {}, dataset fingerprint {}.",
             header.seed,
             markup::shortened(&header.config, NAME_CHARS_MAX),
             markup::shortened(&header.dataset, NAME_CHARS_MAX)
-        );
-    }
-    note(text + ".")
+        )
+    });
+    note(format!("fastaa-loaderd {version}. {n_units} units of work{finished}.{search}"))
 }

@@ -3,7 +3,7 @@
 //! Owns the words of the outcome. They say no more than the journal does: a kept policy was not
 //! beaten as far as this gate could see, which is not that nothing better exists.
 
-use super::data::{ReportInput, sum};
+use super::data::ReportInput;
 use super::markup::{
     Element, cell, count, el, note, number, number_cell, paragraph, percent, row_head, seconds,
     shortened, table,
@@ -12,6 +12,8 @@ use super::{NAME_CHARS_MAX, TEXT_CHARS_MAX};
 use crate::search::folds::FoldSummary;
 use crate::search::round::RoundRecord;
 
+/// Notes on the journal that are shown; more of them say nothing new.
+const NOTES_MAX: usize = 10;
 /// Classes that are listed one by one.
 const CLASSES_LISTED_MAX: usize = 32;
 
@@ -42,7 +44,8 @@ pub(super) fn section(input: &ReportInput) -> Vec<Element> {
          models and of the gate’s models included. A figure for the paper’s algorithm is computed \
          from its image passes and this search’s own seconds per pass; nobody ran it here.",
     ));
-    content.extend(input.notes.iter().map(|text| note(shortened(text, TEXT_CHARS_MAX))));
+    let notes = input.notes.iter().take(NOTES_MAX);
+    content.extend(notes.map(|text| note(shortened(text, TEXT_CHARS_MAX))));
     content
 }
 
@@ -114,19 +117,14 @@ fn facts(input: &ReportInput) -> Element {
     let costed = input.rounds.iter().rev().find(|round| round.paper_cost.cpu_seconds > 0.0);
     if let Some(round) = costed {
         let paper = round.paper_cost;
-        let own = sum(round.costs.values());
-        let beside = if own.cpu_seconds > 0.0 {
-            let ratio = paper.cpu_seconds / own.cpu_seconds;
-            let times = number(ratio, if ratio < 10.0 { 1 } else { 0 });
-            format!(
-                "{times} times round {}’s own {}; {} image passes",
-                round.round,
-                seconds(own.cpu_seconds),
-                count(paper.passes)
-            )
-        } else {
-            format!("{} image passes", count(paper.passes))
-        };
+        let mut beside = format!("{} image passes", count(paper.passes));
+        if total.cpu_seconds > 0.0 {
+            let ratio = paper.cpu_seconds / total.cpu_seconds;
+            let times = number(ratio, usize::from(ratio < 10.0));
+            let n_rounds = input.rounds.len();
+            let spent = format!("; {times} times what this search spent in {n_rounds} rounds");
+            beside.push_str(&spent);
+        }
         let label = "The paper’s algorithm on the same data, computed";
         facts.push(fact(label, &seconds(paper.cpu_seconds), &beside));
     }

@@ -9,7 +9,7 @@ use super::markup::{Element, el, number};
 /// Farthest that anything is drawn from the origin.
 const COORDINATE_MAX: f64 = 1e4;
 
-/// A chart of this size in its own units; it shrinks with the page.
+/// A chart of this size in its own units; it shrinks with the page, down to a readable size.
 pub(super) fn chart(width: f64, height: f64, title: &str) -> Element {
     let view_box = format!("0 0 {} {}", xy(width), xy(height));
     el("svg")
@@ -19,6 +19,11 @@ pub(super) fn chart(width: f64, height: f64, title: &str) -> Element {
         .attr("aria-label", title)
         .attr("style", format!("max-width:{}px", xy(width)))
         .add(el("title").text(title))
+}
+
+/// A chart in a box that scrolls where the chart would be too small to read.
+pub(super) fn in_box(chart: Element) -> Element {
+    el("div").class("scroll").add(chart)
 }
 
 /// A coordinate as text.
