@@ -12,9 +12,9 @@
 //! Test i spends TOTAL / (i (i + 1)), which sums to TOTAL (1 − 1 / (N + 1)) over N tests. Against
 //! 6 / (π² i²), it gives the first test a level of 0.025 in place of 0.030, and every later one
 //! more: 1.6 times as much in the end. With 5 seeds, 10,000 images and the noise that the gate's
-//! bench assumes, the gain that is seen with a probability of 80 % grows from 0.83 to 0.87 points in
-//! the first test, and falls from 1.68 to 1.57 in the fifth and from 3.2 to 2.9 in the twentieth.
-//! Slower sequences help late tests at the cost of the first, which matters most.
+//! bench assumes, the gain that is seen with a probability of 80 % grows from 0.83 to 0.87 points
+//! in the first test, and falls from 1.68 to 1.57 in the fifth and from 3.2 to 2.9 in the
+//! twentieth. Slower sequences help late tests at the cost of the first, which matters most.
 
 /// Probability that a search ever publishes a policy that is not better, at most.
 pub const TOTAL: f64 = 0.05;

@@ -14,12 +14,13 @@
 //! over images of the mean over seeds. Each of the two contains the interaction's variance divided
 //! by S n. It is counted twice: the test is conservative, never liberal, by that much.
 //!
-//! The bound is gain − √(t²(S − 1) s²(seeds) / S + t²(n − 1) s²(images) / n), each part with its own
-//! quantile of Student's t at the level of the test. Its level holds for every ratio of the two
+//! The bound is gain − √(t²(S − 1) s²(seeds) / S + t²(n − 1) s²(images) / n), each part with its
+//! own quantile of Student's t at the level of the test. Its level holds for every ratio of the two
 //! variances. *Why*: with weights w that sum to 1, Z normal and each U a χ² divided by its degrees
 //! of freedom, P(Z² ≤ Σ w t² U) = E F(Σ w t² U), F being the distribution of χ² with one degree. F
-//! is concave, so this is at least Σ w E F(t² U), and each E F(t² U) is 1 − 2 α by the definition of
-//! t; half of the rest lies on either side. *Source*: S. K. Banerjee, Sankhyā 22 (1960), 357–358.
+//! is concave, so this is at least Σ w E F(t² U), and each E F(t² U) is 1 − 2 α by the definition
+//! of t; half of the rest lies on either side. *Source*: S. K. Banerjee, Sankhyā 22 (1960),
+//! 357–358.
 //!
 //! The usual alternative, one quantile with the degrees of freedom of F. E. Satterthwaite
 //! (Biometrics Bulletin 2, 1946, 110–114), is liberal just where a search needs it: integrated
@@ -41,6 +42,9 @@ pub const FUTILITY_LEVEL: f64 = 0.05;
 /// A level of 95 % with two sides, for the intervals that people read.
 const INTERVAL_LEVEL: f64 = 0.025;
 const POINTS: f64 = 100.0;
+/// More degrees of freedom count as these, which makes a bound wider by some 0.01 %; statrs loses
+/// digits of the quantile as they grow (at a million, 5e-5).
+const DEGREES_MAX: f64 = 10_000.0;
 
 /// Quantiles of Student's t for one level, one number of seeds and one of images.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,9 +66,11 @@ impl Quantiles {
     }
 }
 
-/// What Student's t with `degrees` of freedom exceeds with probability `alpha`.
+/// What Student's t with `degrees` of freedom, of which at most 10,000 count, exceeds with
+/// probability `alpha`.
 pub fn quantile(alpha: f64, degrees: f64) -> f64 {
-    let student = StudentsT::new(0.0, 1.0, degrees).expect("the degrees of freedom are above 0");
+    let student = StudentsT::new(0.0, 1.0, degrees.min(DEGREES_MAX))
+        .expect("the degrees of freedom are above 0");
     // The lower tail: 1 − alpha would lose digits.
     -student.inverse_cdf(alpha)
 }
@@ -209,12 +215,12 @@ mod tests {
             let found = quantile(alpha, degrees);
             assert!((found - expected).abs() < 2e-6 * (1.0 + expected), "{degrees}: {found}");
         }
-        for degrees in [1.0, 2.0, 4.0, 9.0, 99.0, 999.0, 59_999.0, 1e6] {
+        for degrees in [1.0, 2.0, 4.0, 9.0, 99.0, 999.0, 9999.0] {
             for exponent in 1..=12 {
                 let alpha = 0.3f64.powi(exponent);
                 let found = quantile(alpha, degrees);
                 let tail = StudentsT::new(0.0, 1.0, degrees).unwrap().sf(found);
-                assert!((tail / alpha - 1.0).abs() < 1e-4, "{degrees} {alpha}: {found} {tail}");
+                assert!((tail / alpha - 1.0).abs() < 1e-5, "{degrees} {alpha}: {found} {tail}");
             }
         }
     }

@@ -4,12 +4,12 @@
 //! search that looks at D_gate.
 //!
 //! The candidate is trained next to its rivals – the incumbent, no augmentation, and
-//! TrivialAugment-wide – on all searched samples from the same seeds, and judged on the clean images
-//! of D_gate. It is published if it is better than every one of them ([`decision`]), at the level
-//! that this test of the search may spend ([`alpha`]).
+//! TrivialAugment-wide – on all searched samples from the same seeds, and judged on the clean
+//! images of D_gate. It is published if it is better than every one of them ([`decision`]), at the
+//! level that this test of the search may spend ([`alpha`]).
 //!
-//! *Invariants*: a verdict is a pure function of lab, settings, number of the test and policies; when
-//! a test ends early is decided by results in the order of seeds, never by time or threads. A
+//! *Invariants*: a verdict is a pure function of lab, settings, number of the test and policies;
+//! when a test ends early is decided by results in the order of seeds, never by time or threads. A
 //! training is a unit of the ledger, so that later rounds use the rivals' trainings again.
 
 pub mod alpha;
@@ -80,8 +80,9 @@ pub fn decide(
 ) -> Result<Verdict, SearchError> {
     if settings.n_seeds < N_SEEDS_FIRST || test == 0 {
         return Err(SearchError::Unfit(format!(
-            "the gate was asked for test {test} with {} seeds: tests are numbered from 1, and fewer \
-             than {N_SEEDS_FIRST} seeds show no spread; set gate_seeds to {N_SEEDS_FIRST} or more",
+            "the gate was asked for test {test} with {} seeds: tests are numbered from 1, and \
+            fewer than {N_SEEDS_FIRST} seeds show no spread; set gate_seeds to {N_SEEDS_FIRST} or \
+            more",
             settings.n_seeds
         )));
     }
@@ -175,7 +176,7 @@ fn take_seed(
     n_done: u32,
 ) -> Result<Option<String>, SearchError> {
     let mut diverged = None;
-    let n_images = trainings.n_images(outcomes)?;
+    let n_images = Trainings::n_images(outcomes)?;
     for (idx, outcome) in outcomes.iter().enumerate() {
         match outcome {
             Outcome::Evaluated(evaluation) => right[idx].push(evaluation.right.clone()),

@@ -128,6 +128,7 @@ mod tests {
 
     const N_SEARCHES: u32 = 10_000;
     const N_TESTS: u32 = 20;
+    const LOGIT_SEEDS: u32 = 3;
 
     fn levels() -> Vec<f64> {
         (1..=N_TESTS).map(alpha::level).collect()
@@ -195,11 +196,10 @@ mod tests {
     #[test]
     fn searches_image_by_image_rarely_publish_what_is_not_better() {
         const N_IMAGES: usize = 200;
-        const N_SEEDS: u32 = 3;
-        const N_RUNS: u32 = 2000;
+        const N_RUNS: u32 = 4000;
         let quantiles: Vec<Quantiles> = levels()
             .into_iter()
-            .map(|level| Quantiles::new(level, N_SEEDS, N_IMAGES as u64))
+            .map(|level| Quantiles::new(level, LOGIT_SEEDS, N_IMAGES as u64))
             .collect();
         for (seed_sd, image_sd) in [(0.5, 0.1), (0.05, 1.5), (0.4, 1.0)] {
             let publishes = |run: u32| {
@@ -218,27 +218,29 @@ mod tests {
             println!("logit, seed {seed_sd}, image {image_sd}: rate {rate:.4}");
             assert!(wilson_upper(rate, N_RUNS) <= 0.05, "{seed_sd} {image_sd}: {rate}");
         }
-        fn right(
-            difficulty: &[f64],
-            (seed, policy): (u64, u64),
-            seed_sd: f64,
-            image_sd: f64,
-        ) -> Vec<Vec<bool>> {
-            let mut numbers = Normals::new(seed, policy);
-            let odds: Vec<f64> = difficulty
-                .iter()
-                .map(|logit| (logit + image_sd * numbers.next_normal()).exp())
-                .collect();
-            let train = |_| {
-                let factor = (seed_sd * numbers.next_normal()).exp();
-                // Right with probability odds / (1 + odds).
-                let is_right = |odds: &f64| {
-                    let odds = odds * factor;
-                    numbers.next_unit() * (1.0 + odds) < odds
-                };
-                odds.iter().map(is_right).collect()
+    }
+
+    /// Right and wrong of a policy, by seed and image.
+    fn right(
+        difficulty: &[f64],
+        (seed, policy): (u64, u64),
+        seed_sd: f64,
+        image_sd: f64,
+    ) -> Vec<Vec<bool>> {
+        let mut numbers = Normals::new(seed, policy);
+        let odds: Vec<f64> = difficulty
+            .iter()
+            .map(|logit| (logit + image_sd * numbers.next_normal()).exp())
+            .collect();
+        let train = |_| {
+            let factor = (seed_sd * numbers.next_normal()).exp();
+            // Right with probability odds / (1 + odds).
+            let is_right = |odds: &f64| {
+                let odds = odds * factor;
+                numbers.next_unit() * (1.0 + odds) < odds
             };
-            (0..N_SEEDS).map(train).collect()
-        }
+            odds.iter().map(is_right).collect()
+        };
+        (0..LOGIT_SEEDS).map(train).collect()
     }
 }

@@ -202,7 +202,7 @@ fn a_clear_loser_costs_only_some_seeds() {
     let verdict = first_test(&lab, &candidate).unwrap();
     assert!(!verdict.is_better);
     assert!(verdict.n_seeds < 5, "{}", verdict.reason);
-    assert_eq!(lab.n_trained() as u32, 3 * verdict.n_seeds);
+    assert_eq!(lab.n_trained(), 3 * verdict.n_seeds as usize);
     assert!(verdict.reason.starts_with("kept: −"), "{}", verdict.reason);
     assert!(
         verdict.reason.contains(&format!(" after {} of 5 seeds (upper bound −", verdict.n_seeds))

@@ -81,7 +81,7 @@ impl<'a> Trainings<'a> {
     ///
     /// # Errors
     /// The models were judged on different numbers of images, or on fewer than two.
-    pub(super) fn n_images(&self, outcomes: &[Outcome]) -> Result<usize, SearchError> {
+    pub(super) fn n_images(outcomes: &[Outcome]) -> Result<usize, SearchError> {
         let mut counts = outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::Evaluated(evaluation) => Some(evaluation.right.len()),
             Outcome::Diverged(_) => None,
