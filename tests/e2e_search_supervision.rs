@@ -261,7 +261,7 @@ fn a_daemon_that_does_not_search_says_why() {
     assert_eq!(daemon.stop(), 0);
 }
 
-// --- with the real daemon -------------------------------------------------------------------------
+// --- with the real daemon ---
 
 fn control(host: &Host) -> ControlClient {
     ControlClient::connect(&RuntimePaths::new(host.path("run")).unwrap()).unwrap()

@@ -16,10 +16,14 @@ use fastaa::control::ServerOptions;
 use fastaa::daemon::searcher::{Backoff, Searcher, SearcherOptions, StartWhen, WorkerCommand};
 use serde_json::{Value, json};
 
+/// Two rounds that ended, and a third under way.
 const EVENTS: &str = r#"
-echo '{"event": "round", "round": 1, "version": 7, "summary": "published: +1.2 points", "cpu_seconds": 61}'
+echo '{"event": "round", "round": 1, "version": 7, "cpu_seconds": 61,' \
+    '"summary": "published: +1.2 points"}'
 echo '{"event": "round", "round": 2, "summary": "kept: no better"}'
-echo '{"event": "progress", "algorithm": "ranged", "round": 3, "n_rounds": 4, "stage": "gate", "part": "pair 2", "done": 30, "total": 100, "best": "81.2 %", "eta_seconds": 65, "cpu_seconds": 3700, "seconds_today": 59}'
+echo '{"event": "progress", "algorithm": "ranged", "round": 3, "n_rounds": 4, "stage": "gate",' \
+    '"part": "pair 2", "done": 30, "total": 100, "best": "81.2 %", "eta_seconds": 65,' \
+    '"cpu_seconds": 3700, "seconds_today": 59}'
 "#;
 
 fn start(script: &str) -> TestServer {

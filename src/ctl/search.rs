@@ -169,14 +169,14 @@ fn page(report: &SearchReport) -> String {
         };
         add("today", format!("{}, {budget}", duration_text(progress.seconds_today)));
     }
-    let mut text = lines.join("\n") + "\n";
     if !report.rounds.is_empty() {
-        text += &format!("\nrounds\n{}", rounds_table(&report.rounds));
+        lines.push(format!("\nrounds\n{}", rounds_table(&report.rounds).trim_end()));
     }
     if !report.notes.is_empty() {
-        text += &format!("\nnotes\n{}\n", report.notes.join("\n"));
+        lines.push("\nnotes".to_owned());
+        lines.extend(report.notes.iter().cloned());
     }
-    text
+    lines.join("\n")
 }
 
 fn rounds_table(rounds: &[SearchRoundReport]) -> String {
