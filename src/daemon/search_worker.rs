@@ -259,16 +259,9 @@ fn settings_digest(config: &Config, model: &ModelSpec) -> Result<String, WorkerE
     let search = &config.search;
     let Recipe { crop, hflip, cutout, normalize, .. } = &config.stream.defaults;
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let module = match model {
-        ModelSpec::TorchScript(path) => {
-            let failed = |source| WorkerError::File { path: path.clone(), source };
-            Some(hex(&Sha256::digest(std::fs::read(path).map_err(failed)?)))
-        }
-        _ => None,
-    };
     let settings = json!({
         "algorithm": search.algorithm,
-        "model": module.unwrap_or_else(|| search.model.clone()),
+        "model": model.identity()?,
         "precision": torch::precision_here(),
         "reduced": search.reduced,
         "folds": search.folds,
