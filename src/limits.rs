@@ -126,6 +126,9 @@ pub const SEARCH_BAD_LINES_MAX: u64 = 1_000;
 /// Most notes, and most outcomes of rounds, of the search that the daemon keeps for its status.
 pub const SEARCH_STATUS_ITEMS_MAX: usize = 100;
 
+/// Longest text of such a note or outcome, in characters; what is longer is cut.
+pub const SEARCH_TEXT_CHARS_MAX: usize = 4_000;
+
 /// Most runs whose reported metrics are remembered; the oldest are forgotten first.
 pub const METRIC_RUNS_MAX: usize = 1024;
 

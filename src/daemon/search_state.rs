@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::control::{SearchProgressReport, SearchReport, SearchRoundReport};
-use crate::limits::{SEARCH_EVENT_BYTES_MAX, SEARCH_STATUS_ITEMS_MAX};
+use crate::limits::{SEARCH_EVENT_BYTES_MAX, SEARCH_STATUS_ITEMS_MAX, SEARCH_TEXT_CHARS_MAX};
 use crate::search::progress::{Event, Progress, RoundOutcome};
 
 /// What the search is doing.
@@ -108,7 +108,8 @@ impl SearchState {
                 }
             }
             Event::Note { text } => self.note(text),
-            Event::Round(outcome) => {
+            Event::Round(mut outcome) => {
+                outcome.summary = cut(outcome.summary);
                 // A worker that was started anew tells again what it finds done.
                 match self.rounds.iter_mut().find(|known| known.round == outcome.round) {
                     Some(known) => *known = outcome,
@@ -121,7 +122,7 @@ impl SearchState {
     }
 
     pub(super) fn note(&mut self, text: String) {
-        push_bounded(&mut self.notes, text);
+        push_bounded(&mut self.notes, cut(text));
     }
 
     /// As the control socket tells it.
@@ -144,6 +145,13 @@ impl SearchState {
             rounds: self.rounds.iter().map(round).collect(),
             notes: self.notes.iter().cloned().collect(),
         }
+    }
+}
+
+fn cut(text: String) -> String {
+    match text.char_indices().nth(SEARCH_TEXT_CHARS_MAX) {
+        Some((end, _)) => text[..end].to_owned() + "…",
+        None => text,
     }
 }
 
@@ -351,7 +359,11 @@ mod tests {
         for number in 0..2 * SEARCH_STATUS_ITEMS_MAX {
             state.take(Event::Note { text: number.to_string() });
         }
+        state.note("é".repeat(SEARCH_TEXT_CHARS_MAX + 1));
         let report = state.report("d", 60);
+        let last = report.notes.last().expect("a note");
+        assert_eq!(last.chars().count(), SEARCH_TEXT_CHARS_MAX + 1);
+        assert!(last.ends_with("é…"));
         let rounds: Vec<_> = report.rounds.iter().map(|round| round.summary.as_str()).collect();
         assert_eq!(rounds, ["kept: again", "kept"]);
         assert_eq!(report.notes.len(), SEARCH_STATUS_ITEMS_MAX);

@@ -64,8 +64,9 @@ pub(super) fn decide(
 
 /// Whether `epoch` is one of the last `share` of `total_epochs`, rounded up to whole epochs.
 fn is_frozen(epoch: u64, total_epochs: u64, share: f64) -> bool {
+    // 0.07 of 100 epochs are 7, although the product is 7.000000000000001.
     #[allow(clippy::cast_possible_truncation, reason = "a float cast saturates")]
-    let n_frozen = (share * total_epochs as f64).ceil() as u64;
+    let n_frozen = (share * total_epochs as f64 - 1e-9).ceil() as u64;
     total_epochs > 0 && epoch >= total_epochs.saturating_sub(n_frozen)
 }
 
@@ -146,6 +147,9 @@ mod tests {
             let got = decide(&pins, epoch, total_epochs, RULES, &by_search("d@2"));
             assert_eq!(got, if is_kept { "d@1" } else { "d@2" }, "{epoch} of {total_epochs}");
         }
+        let odd = SwitchRules { freeze_last: 0.07, ..RULES };
+        assert_eq!(decide(&pins, 92, 100, odd, &by_search("d@2")), "d@2");
+        assert_eq!(decide(&pins, 93, 100, odd, &by_search("d@2")), "d@1");
         let all = SwitchRules { freeze_last: 1.0, ..RULES };
         assert_eq!(decide(&pins, 1, 10, all, &by_search("d@2")), "d@1");
         let none = SwitchRules { freeze_last: 0.0, ..RULES };
