@@ -50,6 +50,9 @@ const STRUCTURED: Structured = Structured {
 };
 const N_COLUMNS: usize = 7;
 const N_ALGORITHMS: usize = 8;
+/// The column and the row that the others are compared with.
+const PRICE: usize = 1;
+const GRID: usize = 2;
 
 fn algorithms() -> [(&'static str, Box<dyn Algorithm + Send>); N_ALGORITHMS] {
     let proposed = |kind| Structured { pairs: Pairs::Proposed(kind), ..STRUCTURED };
@@ -123,6 +126,9 @@ fn measure(seed: u64) -> [[f64; N_COLUMNS]; N_ALGORITHMS] {
 }
 
 fn shown(values: &[f64], digits: usize) -> String {
+    if values.iter().any(|value| !value.is_finite()) {
+        return "—".to_owned();
+    }
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
@@ -148,17 +154,21 @@ fn main() {
     println!("Mean ± 95 % interval over {} labs; {N_FOLDS} folds of {N_HELD_OUT}.", rows.len());
     println!("{PAPER:?}\n{STRUCTURED:?}\n");
     println!(
-        "| algorithm | 1000 passes | price | loss gained, nats | changed, % | distance | \
+        "| algorithm | 1000 passes | price | price − that of the grid, paired | \
+         loss gained, nats | changed, % | distance | \
          weight on the planted operation, % | above the floor, % |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for (idx, (name, _)) in algorithms().into_iter().enumerate() {
         let column = |column: usize| -> Vec<f64> {
             rows.iter().map(|(_, results)| results[idx][column]).collect()
         };
         let digits = [1, 2, 3, 0, 3, 0, 0];
-        let cells: Vec<String> =
+        let mut cells: Vec<String> =
             digits.iter().enumerate().map(|(at, &digits)| shown(&column(at), digits)).collect();
+        let more: Vec<f64> =
+            rows.iter().map(|(_, results)| results[idx][PRICE] - results[GRID][PRICE]).collect();
+        cells.insert(PRICE + 1, shown(&more, 2));
         println!("| {name} | {} |", cells.join(" | "));
     }
     let real = SyntheticLab::new(0, 5, 800, &[]);
