@@ -27,8 +27,8 @@ use crate::search::lab::{Change, Lab, Score};
 pub const CHANGED_MIN: f64 = 0.7;
 /// Least mean distance, as a share of what the median operation of the affinity table does at half
 /// strength. A fixed distance would not do: pictures on black change less than photographs under
-/// equal operations. A tenth is less than the mildest visible turn or shift (on Fashion-MNIST the
-/// median is near 0.1, a turn by six degrees 0.04), and more than rounding or one sharpening step.
+/// equal operations. A tenth is a choice, not a measurement: it keeps out changes that are traces
+/// beside what other operations do to the same images.
 pub const DISTANCE_SHARE_MIN: f64 = 0.1;
 /// Least mean distance whatever the table says: one step of 255, at every value.
 pub const DISTANCE_MIN: f64 = 1.0 / 255.0;
@@ -36,7 +36,7 @@ pub const DISTANCE_MIN: f64 = 1.0 / 255.0;
 const HALF_STRENGTH: f64 = 0.5;
 /// Cells that cost less are mostly noise, and say nothing about nats per point.
 const RATE_DROP_MIN: f64 = 1.0;
-/// Nats per point where no cell costs that much.
+/// Nats per point where no cell costs that much: a guess that only toy data meets.
 const RATE_DEFAULT: f64 = 0.03;
 
 /// Diversity below which no policy is accepted.

@@ -9,17 +9,23 @@
 //!
 //! | | paper | published code | here |
 //! |---|---|---|---|
-//! | K, B, N | 5, 200, 10 per (k, t) | the same | the same; K is the configuration's |
+//! | K, B, N | 5, 200, 10 per (k, t) | the same | the same; K is configured |
 //! | T | 2 | 1 | 2 |
-//! | folds | K disjoint ones | 5 independent 60/40 splits, D_A overlap | K disjoint ones |
-//! | fold models | trained without a policy | with the published answer, unless told otherwise | without |
-//! | minimised | loss of augmented D_A | error of the best of 5 draws; its loss is one number per batch | mean loss over images and M = 5 draws |
-//! | crop, flip, cutout in the search | as in training | random crop, flip, cutout 16 | crop and flip of the recipe |
-//! | random draws of candidates | | independent | common: equal images and random words |
-//! | proposals | TPE (HyperOpt) | HyperOpt with 80 trials in flight, so that 80 of 200 know no result | TPE fitted on all finished trials of its (k, t) |
-//! | TPE | | dimensions independent, ⌈√n / 4⌉ good trials | [`TpeSettings::POLICIES`]: levels per operation, equal slots share observations |
-//! | duplicates | | dropped within one trial by names alone, strengths ignored | exact ones dropped, over all |
+//! | folds | K disjoint | 5 splits 60/40, D_A overlap | K disjoint |
+//! | fold models | no policy | the published answer by default | no policy |
+//! | minimised | loss of D_A | error of the best of 5 draws [1] | mean loss, M = 5 draws |
+//! | around the policy | as in training | crop, flip, cutout 16 | the recipe's crop, flip |
+//! | random draws | | of each candidate its own | common to all candidates |
+//! | proposals | TPE (HyperOpt) | HyperOpt, 80 in flight [2] | TPE, none in flight [3] |
+//! | TPE | | one density per dimension [4] | [`TpeSettings::POLICIES`] [5] |
+//! | duplicates | | by names, within one trial | exact ones, over all |
 //! | weights | equal | equal | equal |
+//!
+//! 1. Its loss is one number per batch, divided by the number of images: noise.
+//! 2. So that proposals 21 to 80 are fitted on two or three trials that have no result yet.
+//! 3. A proposal knows all earlier trials of its (k, t).
+//! 4. ⌈√n / 4⌉ trials are good: 4 of 200.
+//! 5. Levels are fitted per operation, and equal slots share what was seen.
 //!
 //! TPE sits at settings of this program because with the crate's own it does not beat random search
 //! here (`benches/proposer.rs`). [`ProposerKind::Random`] is the control.
