@@ -27,6 +27,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "config",
             "control",
             "dataset",
+            "image",
             "limits",
             "pipeline",
             "policy",

@@ -71,13 +71,18 @@ pub fn run(
             Some(record) => record,
             None => run_round(lab, ledger, store, plan, round, n_tests + 1)?,
         };
-        n_tests += record.verdict.iter().filter(|verdict| verdict.test > 0).count() as u32;
+        n_tests += u32::from(record.verdict.as_ref().is_some_and(|verdict| verdict.test > 0));
+        let is_idle = record.costs.values().all(|cost| cost.passes == 0);
         ledger.round_ended(RoundOutcome {
             round,
             version: record.version,
             summary: record.summary,
             cpu_seconds: record.costs.values().map(|cost| cost.cpu_seconds).sum(),
         });
+        if is_idle && plan.n_rounds == 0 {
+            ledger.note("a whole round had nothing new to measure: the search is at its end");
+            break;
+        }
     }
     Ok(())
 }
@@ -112,7 +117,15 @@ fn run_round(
         affinity: &affinity,
         name: &format!("{}-{}-round-{round}", plan.dataset, plan.algorithm.name()),
     };
-    let proposal = plan.algorithm.propose(&context)?;
+    let proposal = match plan.algorithm.propose(&context) {
+        // Nothing fit was found in what was measured. What costs nothing fails in every round.
+        Err(SearchError::Unfit(problem)) if ledger.cost(&context.key("")).1 > 0 => {
+            let details = json!({ "problem": problem });
+            let policy = policy::none();
+            Proposal { policy, training_value: None, trials: Vec::new(), details }
+        }
+        proposal => proposal?,
+    };
     let verdict =
         judge(lab, ledger, plan, test, &proposal, (&incumbent.reference, &incumbent_policy))?;
     let version = publish(ledger, store, plan, round, &proposal, verdict.as_ref())?;

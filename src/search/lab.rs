@@ -165,7 +165,7 @@ pub trait Lab: Sync {
     fn train(&self, training: &Training<'_>) -> Result<Evaluation, LabError>;
 }
 
-/// Booleans in JSON: their number, a colon, and hexadecimal digits, the first one in the lowest bit.
+/// Booleans in JSON: their number, a colon, and hexadecimal digits, the first bit lowest.
 mod bits {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

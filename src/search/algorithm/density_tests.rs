@@ -286,7 +286,8 @@ fn no_proposal_is_fitted_on_unfinished_trials() {
         let tpe = Tpe::new(space, seed, TpeSettings::POLICIES).unwrap();
         let mut history: Vec<(Point, f64)> = Vec::new();
         for trial in 0..paper.n_trials {
-            let value = ledger.known(&format!("round-1/trial/{fold}/0/{trial}")).unwrap();
+            let key = format!("round-1/trial/{fold}/0/{trial}");
+            let value: Value = ledger.finished(&key).unwrap().unwrap();
             let point: Point = serde_json::from_value(value["point"].clone()).unwrap();
             assert_eq!(point, tpe.propose(&history, trial), "fold {fold}, trial {trial}");
             history.push((point, value["loss"].as_f64().unwrap()));

@@ -1,12 +1,12 @@
 //! `ranged`: TrivialAugment with ranges learned from the data.
 //!
 //! Density matching gives, by operation and strength, what a clean fold model loses on augmented
-//! D_A (the [affinity table](crate::search::affinity)). Each operation's range is cut where it costs
-//! more than a budget τ; operations that break the budget at the lowest strength, or that change
-//! nothing, are left out; what is left is drawn uniformly. Three numbers remain: τ, the draws, and
-//! the share of the identity. They are set by *training value*: short trainings on D_M, paired over
-//! candidates by fold and seed, judged on clean images. A small τ suits short schedules, a large one
-//! long schedules: no table could tell.
+//! D_A (the [affinity table](crate::search::affinity)). Each operation's range is cut where it
+//! costs more than a budget τ; operations that break the budget at the lowest strength, or that
+//! change nothing, are left out; what is left is drawn uniformly. Three numbers remain: τ, the
+//! draws, and the share of the identity. They are set by *training value*: short trainings on D_M,
+//! paired over candidates by fold and seed, judged on clean images. A small τ suits short
+//! schedules, a large one long schedules: no table could tell.
 //!
 //! Owns the three numbers' search. Trials are proposed one after the other, in view of all finished
 //! ones, also those of earlier rounds; the best few are trained again on other folds and compared
