@@ -51,7 +51,7 @@ fn write_search(ledger: &Ledger) {
     put(ledger, "affinity/table", 0, &affinity());
     for number in 1..=3 {
         put(ledger, &format!("round-{number}/trial/0"), 1_000, &1.0);
-        put(ledger, &format!("round-{number}/gate/candidate/0"), 20_000, &1.0);
+        put(ledger, &format!("train/searched/{number}/0"), 20_000, &1.0);
         put(ledger, &format!("round/{number}"), 0, &round(number));
     }
 }

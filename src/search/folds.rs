@@ -113,7 +113,7 @@ pub enum FoldError {
     NoGate,
     /// The number of classes is out of range.
     #[error(
-        "the train split has {n_classes} classes: a search needs 2 to {}; search another dataset, \
+        "number of classes in the train split: {n_classes}; a search needs 2 to {}: search another dataset, \
          or set search.enabled = false",
         limits::CLASSES_MAX
     )]

@@ -155,11 +155,11 @@ fn part(key: &str) -> Option<&'static str> {
     }
     let in_round = key.strip_prefix("round-").and_then(|rest| rest.split_once('/'));
     Some(match (in_round, key.split('/').next().unwrap_or_default()) {
-        (Some((_, rest)), _) if rest.split('/').next() == Some("gate") => "gate",
         (Some(_), _) => "proposals",
         (None, "folds" | "fold") => "folds",
         (None, "affinity") => "affinity",
-        (None, "gate") => "gate",
+        (None, _) if key.starts_with("train/searched/") => "gate",
+        (None, "train") => "proposals",
         _ => "other",
     })
 }
@@ -185,9 +185,9 @@ mod tests {
             ("affinity/0/clean", Some("affinity")),
             ("affinity/table", None),
             ("round-3/trial/7", Some("proposals")),
-            ("round-3/gate/0/candidate", Some("gate")),
+            ("train/fold-2/0a1b/0", Some("proposals")),
             ("round-3/gated", Some("proposals")),
-            ("gate/none/0", Some("gate")),
+            ("train/searched/0a1b/0", Some("gate")),
             ("round/3", None),
             ("rounds", Some("other")),
             ("", Some("other")),
