@@ -296,7 +296,7 @@ fn journals_are_kept_refused_and_cut() {
     let path = search.journal();
     let good = fs::read_to_string(&path).expect("reads");
     // Half a line at the end: cut, told, and computed again.
-    fs::write(&path, format!("{}{{\"crc\":\"0000", good)).expect("writes");
+    fs::write(&path, format!("{good}{{\"crc\":\"0000")).expect("writes");
     let output = search.run();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && stdout.contains("was cut off"), "{stdout}");

@@ -27,7 +27,7 @@ use tracing::warn;
 
 use super::datasets::{Datasets, OpenDatasetError};
 use super::{DaemonError, EXIT_CONFIG, logging, places};
-use crate::config::{Config, SearchAlgorithm};
+use crate::config::{Config, SearchAlgorithm, SearchConfig};
 use crate::dataset::{DatasetError, Label, LabelKind, Split};
 use crate::pipeline::recipe::Recipe;
 use crate::policy::{PolicyError, PolicyStore};
@@ -37,7 +37,7 @@ use crate::search::gate::GateSettings;
 use crate::search::ledger::{JOURNAL_VERSION, Ledger};
 use crate::search::progress::Event;
 use crate::search::torch::{self, LabOptions, ModelSpec, TorchError, TorchLab};
-use crate::search::{FoldOptions, JournalError, JournalHeader, SearchError, plan_folds};
+use crate::search::{FoldOptions, FoldPlan, JournalError, JournalHeader, SearchError, plan_folds};
 
 /// Progress is told at most so often; everything else at once.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -130,13 +130,7 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
     };
     let labels =
         labels(&*split).map_err(|source| WorkerError::Sample { name: dataset.clone(), source })?;
-    let options = FoldOptions {
-        n_folds: search.folds,
-        reduced: search.reduced,
-        gate_images: search.gate_images,
-        seed: search.seed,
-    };
-    let plan = plan_folds(&labels, n_classes, &options).map_err(SearchError::from)?;
+    let plan = fold_plan(search, &labels, n_classes)?;
     let model = ModelSpec::parse(&search.model)?;
     let digest = settings_digest(&config, &model)?;
     let name = format!("{}-{}", algorithm(search.algorithm).name(), &digest[..12]);
@@ -149,22 +143,7 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         config: digest.clone(),
         seed: search.seed,
     };
-    let (ledger, tail) = Ledger::open(
-        &dir.join("journal"),
-        &header,
-        search.threads,
-        search.budget_seconds,
-        throttled(),
-    )
-    .map_err(SearchError::from)?;
-    if let Some(tail) = tail {
-        let text = format!(
-            "the journal's last line ({}) was cut off: {}; what it held is computed again",
-            tail.line, tail.what
-        );
-        warn!("{text}");
-        ledger.note(text);
-    }
+    let ledger = open_ledger(search, &dir.join("journal"), &header)?;
     if let Some(note) = plan.gate_note() {
         ledger.note(note);
     }
@@ -191,6 +170,39 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         folds: summary,
     };
     Ok(engine::run(&lab, &ledger, &store, &plan)?)
+}
+
+fn fold_plan(
+    search: &SearchConfig,
+    labels: &[i64],
+    n_classes: u32,
+) -> Result<FoldPlan, SearchError> {
+    let options = FoldOptions {
+        n_folds: search.folds,
+        reduced: search.reduced,
+        gate_images: search.gate_images,
+        seed: search.seed,
+    };
+    Ok(plan_folds(labels, n_classes, &options)?)
+}
+
+/// Opens the search's journal, and says so if its last line was cut off.
+fn open_ledger(
+    search: &SearchConfig,
+    path: &Path,
+    header: &JournalHeader,
+) -> Result<Ledger, SearchError> {
+    let SearchConfig { threads, budget_seconds, .. } = *search;
+    let (ledger, tail) = Ledger::open(path, header, threads, budget_seconds, throttled())?;
+    if let Some(tail) = tail {
+        let text = format!(
+            "the journal's last line ({}) was cut off: {}; what it held is computed again",
+            tail.line, tail.what
+        );
+        warn!("{text}");
+        ledger.note(text);
+    }
+    Ok(ledger)
 }
 
 /// Lowest priority, and no life without the parent.

@@ -19,8 +19,10 @@ use crate::policy::{Magnitude, Op, OpStep, OpsProfile, SubPolicy};
 
 /// What the strengths mean: TrivialAugment-wide's ranges, with a random sign where there is one.
 pub const PROFILE: OpsProfile = OpsProfile::TrivialWide;
-/// Strengths of operations that have one: 0.1, 0.2, …, 1.
-pub const N_STRENGTHS: u32 = 10;
+/// Strengths of operations that have one: those of TrivialAugment's 31 steps that are tenths, and
+/// the two lowest, because a tenth of a rotation is 13.5° already.
+pub const STRENGTHS: [f64; 12] =
+    [1.0 / 30.0, 2.0 / 30.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 /// One operation at one strength.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,7 +65,7 @@ pub fn strengths(op: Op) -> Vec<f64> {
     if !op.has_magnitude() {
         return vec![1.0];
     }
-    (1..=N_STRENGTHS).map(|step| f64::from(step) / f64::from(N_STRENGTHS)).collect()
+    STRENGTHS.to_vec()
 }
 
 /// Image passes that a table costs.

@@ -8,7 +8,7 @@ use super::markup::{Element, el, note, number, paragraph, percent, shortened, si
 use super::policy::{OpUse, uses};
 use super::{TEXT_CHARS_MAX, svg};
 use crate::policy::{Op, Policy};
-use crate::search::affinity::{AffinityTable, Cell, N_STRENGTHS, PROFILE};
+use crate::search::affinity::{AffinityTable, Cell, PROFILE};
 
 const LEFT: f64 = 105.0;
 const TOP: f64 = 40.0;
@@ -72,7 +72,7 @@ fn heat_map(table: &AffinityTable, candidate: Option<&Policy>) -> Element {
     let widest = table.rows.values().find(|row| row.len().min(COLUMNS_MAX) == n_columns);
     for (idx, cell) in widest.into_iter().flatten().take(n_columns).enumerate() {
         let x = LEFT + CELL.0 * (idx as f64 + 0.5);
-        chart = chart.add(svg::label("tick middle", (x, TOP - 8.0), &number(cell.strength, 1)));
+        chart = chart.add(svg::label("tick middle", (x, TOP - 8.0), &number(cell.strength, 2)));
     }
     let span = span(table);
     let mut frames = Vec::new();
@@ -96,7 +96,7 @@ fn heat_map(table: &AffinityTable, candidate: Option<&Policy>) -> Element {
 
 /// Whether the cell of this strength is the nearest to one that the candidate can draw.
 pub(super) fn is_used(used: &OpUse, op: Op, strength: f64) -> bool {
-    let half = 0.5 / f64::from(N_STRENGTHS);
+    let half = if strength < 0.1 { 0.5 / 30.0 } else { 0.05 };
     let is_near = |&(lo, hi): &(f64, f64)| strength - half <= hi && lo < strength + half;
     !op.has_magnitude() || used.levels.iter().any(is_near)
 }

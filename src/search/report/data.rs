@@ -153,13 +153,13 @@ fn part(key: &str) -> Option<&'static str> {
     if key == "affinity/table" || key.starts_with("round/") {
         return None;
     }
-    let in_round = key.strip_prefix("round-").and_then(|rest| rest.split_once('/'));
-    Some(match (in_round, key.split('/').next().unwrap_or_default()) {
-        (Some(_), _) => "proposals",
-        (None, "folds" | "fold") => "folds",
-        (None, "affinity") => "affinity",
-        (None, _) if key.starts_with("train/searched/") => "gate",
-        (None, "train") => "proposals",
+    let is_in_round = key.starts_with("round-");
+    Some(match key.split('/').next().unwrap_or_default() {
+        "folds" | "fold" => "folds",
+        "affinity" => "affinity",
+        "train" if key.starts_with("train/searched/") => "gate",
+        "train" => "proposals",
+        _ if is_in_round => "proposals",
         _ => "other",
     })
 }

@@ -187,15 +187,14 @@ impl TorchLab {
     ) -> Result<T, TorchError> {
         let idle = || self.idle[fold].lock().unwrap_or_else(PoisonError::into_inner);
         let found = idle().pop();
-        let mut scorer = match found {
-            Some(scorer) => scorer,
-            None => {
-                let training = self.fold_training(fold);
-                let mut model = self.model(training)?;
-                model.load(&self.fold_path(fold))?;
-                // One key for all folds' candidates: pairs are per image.
-                Scorer { model, batches: self.crop_and_flip(mix64(self.options.seed ^ ORDER_TAG))? }
-            }
+        let mut scorer = if let Some(scorer) = found {
+            scorer
+        } else {
+            let mut model = self.model(self.fold_training(fold))?;
+            model.load(&self.fold_path(fold))?;
+            // One key for all folds' candidates: pairs are per image.
+            let batches = self.crop_and_flip(mix64(self.options.seed ^ ORDER_TAG))?;
+            Scorer { model, batches }
         };
         let result = work(&mut scorer);
         idle().push(scorer);
