@@ -226,7 +226,7 @@ fn datasets_that_cannot_be_searched_are_refused_in_words() {
     );
     let one_class = Search::with(40, |_| 0, "", QUICK);
     let message = one_class.refused();
-    assert!(message.contains("classes in the train split: 1;"), "{message}");
+    assert!(message.contains("the train split has 1 class(es)"), "{message}");
     let reduced = Search::new();
     reduced.configure("", &QUICK.replace("reduced = 0", "reduced = 5000"));
     assert!(reduced.refused().contains("search.reduced = 5000"));

@@ -113,8 +113,8 @@ pub enum FoldError {
     NoGate,
     /// The number of classes is out of range.
     #[error(
-        "number of classes in the train split: {n_classes}; a search needs 2 to {}: search another dataset, \
-         or set search.enabled = false",
+        "the train split has {n_classes} class(es): a search needs 2 to {}; search another \
+         dataset, or set search.enabled = false",
         limits::CLASSES_MAX
     )]
     ClassCount {

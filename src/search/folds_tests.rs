@@ -189,7 +189,7 @@ fn errors_name_the_place_and_the_cure() {
     check(&[50, 50], 2, options(1, 0, 10, 0), &["search.folds = 1", "2 to 64"]);
     check(&[50, 50], 2, options(65, 0, 10, 0), &["search.folds = 65"]);
     check(&[50, 50], 2, options(5, 0, 0, 0), &["gate_images = 0", "at least 1"]);
-    check(&[50, 50], 1, good, &["1 classes", "2 to"]);
+    check(&[50, 50], 1, good, &["1 class(es)", "2 to"]);
     check(&[50, 50, 50], 2, good, &["sample 2 ", "label 2", "0 to 1"]);
     check(&[], 2, good, &["no samples"]);
     check(&[0, 50], 2, good, &["all 50 samples", "label 1", "two classes"]);

@@ -142,7 +142,7 @@ fn the_table_finds_the_tolerances_and_is_measured_once() {
     assert!((reach(Op::ShearX).unwrap() - 0.4).abs() < 1e-9);
     // Every op that is not tolerant reaches 0.12, and Color changes nothing.
     assert!((reach(Op::Solarize).unwrap() - 0.12).abs() < 0.02);
-    assert_eq!((reach(Op::Color), table.reach(Op::Solarize, 4.0)), (None, None));
+    assert_eq!((reach(Op::Color), table.reach(Op::Solarize, 0.5)), (None, None));
     assert_eq!(AffinityTable::measure(&lab, &ledger).unwrap(), table);
     assert_eq!(lab.n_scored.load(Ordering::Relaxed), crate::search::affinity::passes(&lab));
 }
