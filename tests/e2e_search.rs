@@ -257,8 +257,8 @@ fn a_torchscript_module_is_trained_and_one_of_another_output_size_refused() {
              class Scaled(nn.Module):\n\
              \x20   def __init__(self, n_out: int, scale: float):\n\
              \x20       super().__init__()\n\
-             \x20       self.net = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), \
-             nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, n_out))\n\
+             \x20       self.net = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), \
+             nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, n_out))\n\
              \x20       self.scale = scale\n\
              \x20   def forward(self, x):\n\
              \x20       return self.net(x) * self.scale\n\
