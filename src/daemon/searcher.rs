@@ -13,7 +13,7 @@
 //! * Only this thread signals and reaps the worker, so that no signal reaches a stranger.
 //!
 //! *Limits*: [`SEARCH_EVENT_BYTES_MAX`](crate::limits::SEARCH_EVENT_BYTES_MAX) and
-//! [`SEARCH_BAD_LINES_MAX`].
+//! [`SEARCH_BAD_LINES_MAX`](crate::limits::SEARCH_BAD_LINES_MAX).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

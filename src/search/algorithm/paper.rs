@@ -13,11 +13,11 @@
 //! | T | 2 | 1 | 2 |
 //! | folds | K disjoint | 5 splits 60/40, D_A overlap | K disjoint |
 //! | fold models | no policy | the published answer by default | no policy |
-//! | minimised | loss of D_A | error of the best of 5 draws [1] | mean loss, M = 5 draws |
+//! | minimised | loss of D_A | error of the best of 5 draws (1) | mean loss, M = 5 draws |
 //! | around the policy | as in training | crop, flip, cutout 16 | the recipe's crop, flip |
 //! | random draws | | of each candidate its own | common to all candidates |
-//! | proposals | TPE (HyperOpt) | HyperOpt, 80 in flight [2] | TPE, none in flight [3] |
-//! | TPE | | one density per dimension [4] | [`TpeSettings::POLICIES`] [5] |
+//! | proposals | TPE (HyperOpt) | HyperOpt, 80 in flight (2) | TPE, none in flight (3) |
+//! | TPE | | one density per dimension (4) | [`TpeSettings::POLICIES`] (5) |
 //! | duplicates | | by names, within one trial | exact ones, over all |
 //! | weights | equal | equal | equal |
 //!

@@ -7,7 +7,7 @@
 //! 2. Pairs of two different operations, predicted from the singles (losses add up, changes are
 //!    independent); the best of them, with quotas per operation, are measured together.
 //! 3. Two halvings: a quarter of the pairs goes on and sees more images. Where the probabilities
-//!    are best follows from four corners, of which only one is new ([`super::structured_surface`]).
+//!    are best follows from four corners, of which only one is new (`structured_surface`).
 //! 4. The finalists are scored again on images that no earlier stage saw, by the models of all
 //!    folds. A sub-policy stays only if there are probabilities with which it keeps the budget and
 //!    the floor of diversity on ⌈4K/5⌉ folds and on the mean.
