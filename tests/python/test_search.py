@@ -17,7 +17,7 @@ from PIL import Image
 from support import ROOT, daemon_binary
 
 SIDE = 16
-N_TRAIN, N_TEST = 2000, 50
+N_TRAIN, N_TEST = 8000, 50
 SECONDS_MAX = 240.0
 # A trainer on a GPU leaves the processor alone between batches; the search runs then.
 PAUSE_SECONDS = 0.2
@@ -35,10 +35,10 @@ normalize = { mean = [0.15], std = [0.25] }
 
 [search]
 enabled = true
-reduced = 120
+reduced = 48
 folds = 2
-fold_epochs = 30
-gate_epochs = 30
+fold_epochs = 150
+gate_epochs = 200
 gate_seeds = 5
 rounds = 1
 threads = 2
@@ -55,7 +55,8 @@ def glyphs(n_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Three shapes in any direction, each bright or dark, in noise: six classes.
 
     Turning an image gives another one of its class; changing its brightness does not. So rotations
-    help, and TrivialAugment's colour operations harm.
+    help, and TrivialAugment's colour operations harm. The search gets few of the images: what they
+    don't show, only augmentation can tell a model (about 10 points of accuracy).
     """
     rng = np.random.default_rng(seed)
     images = np.zeros((n_images, SIDE, SIDE), np.uint8)
@@ -73,7 +74,7 @@ def glyphs(n_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         turned = Image.fromarray(canvas).rotate(rng.uniform(-180, 180), Image.Resampling.BILINEAR)
         small = np.asarray(turned.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
         level = 230 if label >= 3 else 140
-        images[index] = np.clip(small * level + rng.normal(0, 50, small.shape), 0, 255)
+        images[index] = np.clip(small * level + rng.normal(0, 25, small.shape), 0, 255)
     return images, labels
 
 
@@ -122,7 +123,7 @@ def test_a_found_policy_goes_live_at_an_epoch_s_boundary(searching: Path) -> Non
     torch = pytest.importorskip("torch")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIDE * SIDE, 6))
     sgd = torch.optim.SGD(net.parameters(), 0.01)
-    loader = fastaa.Loader("glyphs", batch_size=100, runtime_dir=str(searching / "run"))
+    loader = fastaa.Loader("glyphs", batch_size=200, runtime_dir=str(searching / "run"))
     versions: list[set[int]] = []
     policy_ids: list[set[str]] = []
     end = time.monotonic() + SECONDS_MAX
