@@ -20,6 +20,8 @@ pub mod transport;
 
 pub mod search;
 
+pub mod idle;
+
 pub mod config;
 pub mod control;
 

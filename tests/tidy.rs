@@ -13,6 +13,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("policy", &["limits"]),
     ("augment", &["image", "limits", "policy", "random"]),
     ("pipeline", &["augment", "dataset", "image", "limits", "random"]),
+    ("idle", &["limits"]),
     ("transport", &["augment", "dataset", "limits", "pipeline"]),
     ("search", &["augment", "dataset", "image", "limits", "pipeline", "policy", "random"]),
     ("config", &["limits", "pipeline"]),
