@@ -123,6 +123,9 @@ pub const SEARCH_EVENT_BYTES_MAX: usize = 64 * 1024;
 /// anew.
 pub const SEARCH_BAD_LINES_MAX: u64 = 1_000;
 
+/// Most GPUs of a host that are looked at.
+pub const GPUS_MAX: u32 = 64;
+
 /// Most notes, and most outcomes of rounds, of the search that the daemon keeps for its status.
 pub const SEARCH_STATUS_ITEMS_MAX: usize = 100;
 

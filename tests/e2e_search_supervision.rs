@@ -24,7 +24,8 @@ fn searcher_that(start: StartWhen, script: &str, backoff: Backoff) -> Searcher {
     let args = ["-c", script].map(Into::into).into();
     let command = WorkerCommand { program: "/bin/sh".into(), args };
     let dataset = "digits".to_owned();
-    let options = SearcherOptions { command, start, backoff, dataset, budget_seconds: 60 };
+    let options =
+        SearcherOptions { command, start, backoff, dataset, budget_seconds: 60, idle: None };
     Searcher::start(options).unwrap()
 }
 
@@ -170,6 +171,7 @@ fn what_cannot_be_started_is_a_crash_with_its_reason() {
         backoff: Backoff::new(HOUR, HOUR),
         dataset: String::new(),
         budget_seconds: 0,
+        idle: None,
     })
     .unwrap();
     let report = wait_for_state(&searcher, "backing-off");

@@ -34,6 +34,7 @@ fn start(script: &str) -> TestServer {
         backoff: Backoff::default(),
         dataset: "mnist".to_owned(),
         budget_seconds: 3600,
+        idle: None,
     });
     TestServer::start_with(&["mnist"], ServerOptions::default(), Some(searcher.unwrap()))
 }

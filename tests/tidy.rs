@@ -28,6 +28,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "config",
             "control",
             "dataset",
+            "idle",
             "image",
             "limits",
             "pipeline",
@@ -43,6 +44,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
 const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["src/transport/wire.rs"]),
     ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
+    ("nvml_wrapper", &["src/idle/nvml.rs"]),
     ("tch", &["src/search/torch/"]),
     ("optimizer", &["src/search/proposer.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),

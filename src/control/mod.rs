@@ -22,5 +22,7 @@ pub use messages::{
 };
 pub use paths::{PathsError, RuntimePaths};
 pub use policies::{handle_policy, policy_reports, version_report};
-pub use search_messages::{MetricReport, SearchProgressReport, SearchReport, SearchRoundReport};
+pub use search_messages::{
+    GpuReport, IdleReport, MetricReport, SearchProgressReport, SearchReport, SearchRoundReport,
+};
 pub use server::{ControlServer, Handler, ServerOptions};

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SearchReport {
-    /// `disabled`, `waiting`, `starting`, `running`, `paused`, `out-of-budget`, `backing-off`,
-    /// `failed` or `finished`; empty from a daemon that knows no search.
+    /// `disabled`, `waiting`, `starting`, `running`, `yielding`, `paused`, `out-of-budget`,
+    /// `backing-off`, `failed` or `finished`; empty from a daemon that knows no search.
     pub state: String,
     /// Why, in words; empty where the state says it all.
     pub reason: String,
@@ -30,6 +30,50 @@ pub struct SearchReport {
     pub rounds: Vec<SearchRoundReport>,
     /// What the worker and the daemon noted, oldest first.
     pub notes: Vec<String>,
+    /// Whether the device is idle; `None` if nobody watches (`idle.policy` is not `auto`).
+    pub idle: Option<IdleReport>,
+}
+
+/// Whether the search may use the device now, and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IdleReport {
+    /// `run`, `pause` or `evict`.
+    pub decision: String,
+    /// Why, in words.
+    pub reason: String,
+    /// How often the search was stopped for others.
+    pub yields: u64,
+    /// From a consumer's batch to the search's stop, in milliseconds, the last time; `None` before.
+    pub yield_ms_last: Option<f64>,
+    /// The longest such time.
+    pub yield_ms_max: Option<f64>,
+    /// The GPU that the search may use; `None` if it uses the processors.
+    pub gpu: Option<GpuReport>,
+}
+
+/// A GPU as it was at the last look.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuReport {
+    /// The driver's lasting name of it.
+    pub uuid: String,
+    /// Its model.
+    pub name: String,
+    /// Share of the last sampling time in which any kernel ran, 0..=1.
+    pub utilisation: Option<f64>,
+    /// Share of its multiprocessors that were busy (from Hopper on), 0..=1.
+    pub multiprocessors: Option<f64>,
+    /// Bytes.
+    pub memory_free: Option<u64>,
+    /// Bytes.
+    pub memory_total: Option<u64>,
+    /// Degrees Celsius.
+    pub temperature: Option<u32>,
+    /// Watts.
+    pub power_watts: Option<f64>,
+    /// Processes of others on it.
+    pub others: Vec<u32>,
 }
 
 /// How far a search is.

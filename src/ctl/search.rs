@@ -9,7 +9,7 @@ use super::daemon::connect;
 use super::status::duration_text;
 use super::table::table;
 use super::{Context, CtlError, output, search_offline};
-use crate::control::{Reply, Request, SearchReport, SearchRoundReport};
+use crate::control::{IdleReport, Reply, Request, SearchReport, SearchRoundReport};
 
 /// Subcommands of `search`.
 #[derive(Debug, clap::Subcommand)]
@@ -135,6 +135,32 @@ fn line(report: &SearchReport) -> String {
     format!("search {}", summary(report))
 }
 
+/// What the idle watch sees and decides.
+fn device_text(idle: &IdleReport) -> String {
+    let Some(gpu) = &idle.gpu else {
+        return format!("processors: {} ({})", idle.decision, idle.reason);
+    };
+    let mut parts = vec![gpu.name.clone()];
+    parts.extend(gpu.utilisation.map(|share| format!("{:.0} % used", 100.0 * share)));
+    if let (Some(free), Some(total)) = (gpu.memory_free, gpu.memory_total) {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        parts.push(format!("{:.1} of {:.1} GiB free", gib(free), gib(total)));
+    }
+    parts.extend(gpu.temperature.map(|degrees| format!("{degrees} °C")));
+    parts.extend(gpu.power_watts.map(|watts| format!("{watts:.0} W")));
+    format!("{}: {} ({})", parts.join(", "), idle.decision, idle.reason)
+}
+
+fn yields_text(idle: &IdleReport) -> String {
+    match (idle.yield_ms_last, idle.yield_ms_max) {
+        (Some(last), Some(longest)) => format!(
+            "{}; to a batch, the last after {last:.1} ms, the longest after {longest:.1} ms",
+            idle.yields
+        ),
+        _ => idle.yields.to_string(),
+    }
+}
+
 fn page(report: &SearchReport) -> String {
     let mut lines = vec![format!("search      {}", summary(report))];
     let mut add = |name: &str, value: String| lines.push(format!("{name:<10}  {value}"));
@@ -147,6 +173,10 @@ fn page(report: &SearchReport) -> String {
     match report.pid {
         Some(pid) => add("worker", format!("pid {pid}{crashes}")),
         None => add("worker", format!("none{crashes}")),
+    }
+    if let Some(idle) = &report.idle {
+        add("device", device_text(idle));
+        add("yields", yields_text(idle));
     }
     if report.bad_lines > 0 {
         add("bad lines", format!("{} of its output", report.bad_lines));

@@ -5,6 +5,7 @@
 
 mod datasets;
 mod handler;
+mod idle_watch;
 mod logging;
 mod metrics;
 mod provider;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::augment::PreparedPolicy;
 use crate::config::with_suggestion;
+use crate::idle::demand::{Consumer, DemandBoard};
 use crate::limits::PREPARED_POLICIES_MAX;
 use crate::pipeline::recipe::{Recipe, RecipeError};
 use crate::pipeline::render::CompiledRecipe;
@@ -29,6 +30,8 @@ pub(super) struct Provider {
     pub(super) defaults: Recipe,
     pub(super) store: Arc<PolicyStore>,
     pub(super) pins: EpochPins,
+    /// Who takes batches, for the search.
+    pub(super) demand: Arc<DemandBoard>,
     /// How fast the search's versions reach a run.
     pub(super) rules: SwitchRules,
     /// By canonical reference, which always means the same policy.
@@ -55,6 +58,10 @@ impl StreamProvider for Provider {
             total_epochs: recipe.total_epochs,
             recipe_json,
         })
+    }
+
+    fn demanded(&self, pid: Option<i32>) {
+        self.demand.took(Consumer(pid.and_then(|pid| u32::try_from(pid).ok())));
     }
 
     fn epoch_policy(

@@ -21,6 +21,8 @@ pub enum Phase {
     Starting,
     /// It computes.
     Running,
+    /// Others use the device; it goes on when they don't.
+    Yielding,
     /// Somebody paused it.
     Paused,
     /// The day's budget is used up.
@@ -41,6 +43,7 @@ impl Phase {
             Self::Waiting => "waiting",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Yielding => "yielding",
             Self::Paused => "paused",
             Self::OutOfBudget => "out-of-budget",
             Self::BackingOff => "backing-off",
@@ -103,7 +106,7 @@ impl SearchState {
             Event::Progress(progress) => {
                 self.progress = Some(progress);
                 // What a paused worker wrote before the pause may be read after it.
-                if self.phase != Phase::Paused {
+                if !matches!(self.phase, Phase::Paused | Phase::Yielding) {
                     self.enter_by_progress();
                 }
             }
@@ -144,6 +147,7 @@ impl SearchState {
             progress: self.progress.clone().map(progress_report),
             rounds: self.rounds.iter().map(round).collect(),
             notes: self.notes.iter().cloned().collect(),
+            idle: None,
         }
     }
 }

@@ -15,34 +15,35 @@
 //! *Limits*: [`SEARCH_EVENT_BYTES_MAX`](crate::limits::SEARCH_EVENT_BYTES_MAX) and
 //! [`SEARCH_BAD_LINES_MAX`](crate::limits::SEARCH_BAD_LINES_MAX).
 
+mod brake;
+mod supervisor;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::process::Signal;
-use tracing::{error, info, warn};
+use rustix::event::{EventfdFlags, eventfd};
+use tracing::error;
 
-use crate::control::{ControlFailure, FailureCode, SearchReport};
-use crate::limits::{CONTROL_CONNECTIONS_MAX, QUOTE_CHARS_MAX, SEARCH_BAD_LINES_MAX};
-use crate::search::progress::Event;
+use crate::config::IdleConfig;
+use crate::control::{ControlFailure, FailureCode, IdleReport, SearchReport};
+use crate::idle::demand::DemandBoard;
+use crate::limits::CONTROL_CONNECTIONS_MAX;
 
+use supervisor::Supervisor;
+
+use super::idle_watch::IdleWatch;
 pub use super::search_process::WorkerCommand;
-use super::search_process::{Output, Worker, describe, timespec};
 use super::search_state::{Advance, SearchState};
 pub use super::search_state::{Backoff, Phase};
 
-/// Exit code of a worker whose new start would fail in the same way.
-const EXIT_HOPELESS: i32 = 78;
-/// How often a worker is looked at where the kernel has no pidfd.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the supervisor may take to answer; it only signals and starts processes.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Reads of what a dead worker left in the pipe; a pipe of an ordinary user holds 1 MiB.
-const LAST_READS_MAX: usize = 32;
+/// A consumer is active for so long after a batch.
+const CONSUMER_ACTIVE: Duration = Duration::from_secs(1);
 
 /// When the first worker is started.
 #[derive(Clone, Debug)]
@@ -53,6 +54,33 @@ pub enum StartWhen {
     Told(String),
     /// Never; the text says why.
     Never(String),
+}
+
+/// What the search is to yield to.
+#[derive(Clone, Debug)]
+pub struct IdleOptions {
+    config: IdleConfig,
+    threads: usize,
+    board: Arc<DemandBoard>,
+    wake: Arc<OwnedFd>,
+}
+
+impl IdleOptions {
+    /// `threads`: those of the search.
+    ///
+    /// # Errors
+    /// The system is out of file descriptors.
+    pub fn new(config: IdleConfig, threads: usize) -> io::Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let theirs = Arc::clone(&wake);
+        let board = DemandBoard::new(CONSUMER_ACTIVE, move || wake_up(&theirs));
+        Ok(Self { config, threads, board: Arc::new(board), wake })
+    }
+
+    /// Where those who take batches are written down.
+    pub fn board(&self) -> Arc<DemandBoard> {
+        Arc::clone(&self.board)
+    }
 }
 
 /// How a searcher works.
@@ -68,6 +96,8 @@ pub struct SearcherOptions {
     pub dataset: String,
     /// Compute per day, in seconds, for reports; 0: no limit.
     pub budget_seconds: u64,
+    /// Whom it yields to; `None`: to nobody.
+    pub idle: Option<IdleOptions>,
 }
 
 /// The daemon's handle to the search. Dropping it ends the worker.
@@ -79,6 +109,7 @@ pub struct Searcher {
     thread: Mutex<Option<JoinHandle<()>>>,
     dataset: String,
     budget_seconds: u64,
+    idle: Option<Arc<Mutex<IdleReport>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +137,15 @@ impl Searcher {
             StartWhen::Never(why) => (Phase::Disabled, why.clone()),
         };
         let state = Arc::new(Mutex::new(SearchState::new(phase, reason)));
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = match &options.idle {
+            Some(idle) => Arc::clone(&idle.wake),
+            None => Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+        };
+        let idle = options.idle.filter(|_| phase != Phase::Disabled);
+        let idle = idle
+            .map(|idle| IdleWatch::start(&idle.config, idle.threads, idle.board))
+            .transpose()?;
+        let idle_report = idle.as_ref().map(IdleWatch::report);
         let (asks, asked) = sync_channel(CONTROL_CONNECTIONS_MAX);
         let (dataset, budget_seconds) = (options.dataset.clone(), options.budget_seconds);
         let supervisor = Supervisor {
@@ -118,6 +157,10 @@ impl Searcher {
             advance: Advance::default(),
             worker: None,
             restart_at: (phase == Phase::Starting).then(Instant::now),
+            is_yielding: idle.is_some(),
+            idle,
+            is_stopped: false,
+            is_told: false,
         };
         let thread = if phase == Phase::Disabled {
             None
@@ -125,12 +168,24 @@ impl Searcher {
             let builder = std::thread::Builder::new().name("searcher".to_owned());
             Some(builder.spawn(move || supervisor.run())?)
         };
-        Ok(Self { state, asks, wake, thread: Mutex::new(thread), dataset, budget_seconds })
+        Ok(Self {
+            state,
+            asks,
+            wake,
+            thread: Mutex::new(thread),
+            dataset,
+            budget_seconds,
+            idle: idle_report,
+        })
     }
 
     /// Where the search is.
     pub fn report(&self) -> SearchReport {
-        lock(&self.state).report(&self.dataset, self.budget_seconds)
+        let idle = self.idle.as_ref().map(|idle| {
+            let idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.clone()
+        });
+        SearchReport { idle, ..lock(&self.state).report(&self.dataset, self.budget_seconds) }
     }
 
     /// The dataset that is searched for.
@@ -196,9 +251,13 @@ impl Searcher {
     fn send(&self, ask: Ask) {
         // Fails only when the thread has ended, and then nobody can be told.
         let _ = self.asks.send(ask);
-        // Fails only if the counter is full, and then the thread is awake already.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        wake_up(&self.wake);
     }
+}
+
+fn wake_up(wake: &OwnedFd) {
+    // Fails only if the counter is full, and then the thread is awake already.
+    let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
 }
 
 impl Drop for Searcher {
@@ -209,224 +268,4 @@ impl Drop for Searcher {
 
 fn lock(state: &Mutex<SearchState>) -> MutexGuard<'_, SearchState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Supervisor {
-    state: Arc<Mutex<SearchState>>,
-    asked: Receiver<Ask>,
-    wake: Arc<OwnedFd>,
-    command: WorkerCommand,
-    backoff: Backoff,
-    advance: Advance,
-    worker: Option<Worker>,
-    /// When the next worker is started; also while it is paused.
-    restart_at: Option<Instant>,
-}
-
-impl Supervisor {
-    fn run(mut self) {
-        loop {
-            if self.restart_at.is_some_and(|at| at <= Instant::now()) && !self.is_paused() {
-                self.launch();
-            }
-            self.wait();
-            let mut count = [0; 8];
-            // Nothing to take if something else woke the thread.
-            let _ = rustix::io::read(&self.wake, &mut count);
-            while let Ok(ask) = self.asked.try_recv() {
-                match ask {
-                    Ask::Wish(wish, answer) => {
-                        // Whoever asked may have given up.
-                        let _ = answer.send(self.carry_out(wish));
-                    }
-                    Ask::Stop => {
-                        if let Some(worker) = self.worker.take() {
-                            worker.kill();
-                        }
-                        return;
-                    }
-                }
-            }
-            self.read();
-            if self.worker.as_ref().is_some_and(Worker::has_ended) {
-                self.bury();
-            }
-        }
-    }
-
-    fn is_paused(&self) -> bool {
-        lock(&self.state).phase == Phase::Paused
-    }
-
-    /// Until an ask, output, the worker's end, or the time of a restart.
-    fn wait(&self) {
-        let worker = self.worker.as_ref();
-        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
-        let pidfd = worker.and_then(|worker| worker.pidfd.as_ref());
-        let output = worker.and_then(|worker| worker.output.as_ref());
-        fds.extend(pidfd.map(|pidfd| PollFd::new(pidfd, PollFlags::IN)));
-        fds.extend(output.map(|output| PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)));
-        let mut timeout = self.restart_at.filter(|_| !self.is_paused()).map(|at| {
-            // Rounded up to whole milliseconds, so that the time has come when `poll` returns.
-            at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
-        });
-        if worker.is_some() && pidfd.is_none() {
-            timeout = Some(POLL_INTERVAL);
-        }
-        // A signal that wakes the thread early does no harm.
-        let _ = poll(&mut fds, timeout.and_then(timespec).as_ref());
-    }
-
-    fn launch(&mut self) {
-        self.restart_at = None;
-        match Worker::start(&self.command) {
-            Ok(worker) => {
-                let pid = worker.number();
-                info!(pid, "search worker started");
-                let mut state = lock(&self.state);
-                state.pid = Some(pid);
-                state.enter(Phase::Starting, "");
-                drop(state);
-                self.worker = Some(worker);
-            }
-            Err(error) => {
-                let program = self.command.program.display();
-                self.crashed(&format!("{program} cannot be started: {error}"));
-            }
-        }
-    }
-
-    /// Takes what the worker has written, once: asks come in between, whatever it writes. Whether
-    /// there was anything.
-    fn read(&mut self) -> bool {
-        let Some(worker) = &mut self.worker else { return false };
-        let Output::Bytes(bytes) = worker.read() else { return false };
-        let mut lines = std::mem::take(&mut worker.lines);
-        lines.feed(&bytes, |line| self.take_line(line));
-        if let Some(worker) = &mut self.worker {
-            worker.lines = lines;
-            if worker.n_bad_lines > SEARCH_BAD_LINES_MAX && !worker.has_ended() {
-                let failure = "it wrote no events, but other things, and was ended";
-                warn!(pid = worker.number(), "the search worker failed: {failure}");
-                worker.failure = Some(failure.to_owned());
-                worker.signal(Signal::KILL);
-                worker.output = None;
-            }
-        }
-        true
-    }
-
-    fn take_line(&mut self, line: Option<&[u8]>) {
-        let Some(worker) = &mut self.worker else { return };
-        let mut state = lock(&self.state);
-        let event = line.and_then(|line| serde_json::from_slice::<Event>(line).ok());
-        let Some(event) = event else {
-            if state.n_bad_lines == 0 {
-                let line = String::from_utf8_lossy(line.unwrap_or(b"(a line without end)"));
-                let line: String = line.chars().take(QUOTE_CHARS_MAX).collect();
-                warn!(?line, "the search worker wrote what is no event; told once");
-            }
-            state.n_bad_lines += 1;
-            worker.n_bad_lines += 1;
-            return;
-        };
-        match &event {
-            Event::Progress(progress) if self.advance.is_seen_in(progress) => self.backoff.reset(),
-            Event::Progress(_) | Event::Finished => {}
-            Event::Note { text } => info!(text, "search"),
-            Event::Round(round) => {
-                info!(round = round.round, version = round.version, round.summary, "search");
-            }
-            Event::Failed { message } => worker.failure = Some(message.clone()),
-        }
-        state.take(event);
-    }
-
-    /// The worker has ended: takes its last words, reaps it, and decides what comes next.
-    fn bury(&mut self) {
-        for _ in 0..LAST_READS_MAX {
-            if !self.read() {
-                break;
-            }
-        }
-        let Some(mut worker) = self.worker.take() else { return };
-        // Its children, if it left any.
-        worker.signal(Signal::KILL);
-        let status = worker.reap();
-        lock(&self.state).pid = None;
-        let status = match status {
-            Ok(status) => status,
-            Err(error) => return self.crashed(&format!("it cannot be waited for: {error}")),
-        };
-        match status.code() {
-            Some(0) => {
-                info!("the search has finished");
-                self.backoff.reset();
-                lock(&self.state).enter(Phase::Finished, "all rounds are done");
-            }
-            Some(EXIT_HOPELESS) => {
-                let silent = || "it did not say why; the daemon's log may".to_owned();
-                let message = worker.failure.unwrap_or_else(silent);
-                error!(message, "the search failed");
-                lock(&self.state).enter(Phase::Failed, message);
-            }
-            _ => {
-                let said =
-                    worker.failure.map_or_else(String::new, |failure| format!(": {failure}"));
-                self.crashed(&format!("{}{said}", describe(status)));
-            }
-        }
-    }
-
-    /// Plans the next start.
-    fn crashed(&mut self, how: &str) {
-        let wait = self.backoff.next();
-        self.restart_at = Some(Instant::now() + wait);
-        let mut state = lock(&self.state);
-        state.pid = None;
-        state.n_restarts += 1;
-        warn!(how, restart_in = ?wait, "the search worker crashed");
-        if state.phase == Phase::Paused {
-            state.reason = format!("the worker crashed ({how}); a new one starts when resumed");
-        } else {
-            let reason = format!("the worker crashed ({how}); a new one starts after {wait:?}");
-            state.enter(Phase::BackingOff, reason);
-        }
-    }
-
-    fn carry_out(&mut self, wish: Wish) -> Result<(), ControlFailure> {
-        let phase = lock(&self.state).phase;
-        match (wish, phase) {
-            (Wish::Pause, Phase::Paused) => {}
-            (Wish::Pause | Wish::Resume, Phase::Waiting | Phase::Failed | Phase::Finished) => {
-                let verb = if wish == Wish::Pause { "pause" } else { "resume" };
-                let message = format!("there is nothing to {verb}: the search is {}", phase.name());
-                return Err(ControlFailure::new(FailureCode::Conflict, message)
-                    .with_hint("'fastaa-ctl search run' starts it"));
-            }
-            (Wish::Pause, _) => {
-                if let Some(worker) = &self.worker {
-                    worker.signal(Signal::STOP);
-                }
-                info!("the search is paused");
-                lock(&self.state).enter(Phase::Paused, "until 'fastaa-ctl search resume'");
-            }
-            (Wish::Resume | Wish::Run, Phase::Paused) => {
-                info!("the search goes on");
-                match &self.worker {
-                    Some(worker) => {
-                        worker.signal(Signal::CONT);
-                        lock(&self.state).enter_by_progress();
-                    }
-                    None => self.launch(),
-                }
-            }
-            (Wish::Run, _) if self.worker.is_none() => {
-                self.backoff.reset();
-                self.launch();
-            }
-            (Wish::Resume | Wish::Run, _) => {}
-        }
-        Ok(())
-    }
 }

@@ -18,7 +18,7 @@ use super::handler::{DaemonFacts, DaemonHandler};
 use super::metrics::Metrics;
 use super::provider::Provider;
 use super::runtime_dir::RuntimeLock;
-use super::searcher::{Backoff, Searcher, SearcherOptions, StartWhen, WorkerCommand};
+use super::searcher::{Backoff, IdleOptions, Searcher, SearcherOptions, StartWhen, WorkerCommand};
 use super::switching::SwitchRules;
 use super::{DaemonError, Places, token};
 
@@ -52,15 +52,14 @@ pub(super) fn serve(
         store.resolve(policy, &name).map_err(DaemonError::DefaultPolicy)?;
     }
     let n_threads = config.workers.n_threads();
+    let idle = IdleOptions::new(config.idle.clone(), config.search.threads)?;
     let provider = Arc::new(Provider {
         datasets: datasets.clone(),
         defaults: config.stream.defaults.clone(),
         store: Arc::clone(&store),
         pins,
-        rules: SwitchRules {
-            min_epochs_between: config.search.min_epochs_between,
-            freeze_last: config.search.freeze_last,
-        },
+        demand: idle.board(),
+        rules: switch_rules(config),
         prepared: Mutex::default(),
     });
     let tcp_token = tcp_token(config, places)?;
@@ -81,7 +80,7 @@ pub(super) fn serve(
         tcp: server.tcp_endpoint().map(str::to_owned),
     };
     let counters = server.worker_counters();
-    let searcher = Arc::new(Searcher::start(searcher_options(config, config_path)?)?);
+    let searcher = Arc::new(Searcher::start(searcher_options(config, config_path, idle)?)?);
     let handler = DaemonHandler {
         facts,
         datasets,
@@ -104,6 +103,13 @@ pub(super) fn serve(
     }
     info!("stopped");
     Ok(())
+}
+
+fn switch_rules(config: &Config) -> SwitchRules {
+    SwitchRules {
+        min_epochs_between: config.search.min_epochs_between,
+        freeze_last: config.search.freeze_last,
+    }
 }
 
 /// Takes signals that would kill for nothing.
@@ -134,7 +140,11 @@ fn token_path(config: &Config, places: &Places) -> PathBuf {
 }
 
 /// This program itself is the worker's: `fastaa-loaderd search-worker --config FILE`.
-fn searcher_options(config: &Config, config_path: &Path) -> std::io::Result<SearcherOptions> {
+fn searcher_options(
+    config: &Config,
+    config_path: &Path,
+    idle: IdleOptions,
+) -> std::io::Result<SearcherOptions> {
     let search = &config.search;
     let first = config.datasets.first().map(|dataset| dataset.name.clone());
     let start = if !search.enabled {
@@ -158,6 +168,7 @@ fn searcher_options(config: &Config, config_path: &Path) -> std::io::Result<Sear
         backoff: Backoff::default(),
         dataset: search.dataset.clone().or(first).unwrap_or_default(),
         budget_seconds: search.budget_seconds,
+        idle: (config.idle.policy == IdlePolicy::Auto).then_some(idle),
     })
 }
 

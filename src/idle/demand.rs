@@ -33,6 +33,8 @@ type OnWake = Box<dyn Fn() + Send + Sync>;
 /// See the module.
 pub struct DemandBoard {
     last: Mutex<BTreeMap<Consumer, Instant>>,
+    /// When a consumer became active last.
+    woke: Mutex<Option<Instant>>,
     on_wake: OnWake,
     /// A consumer is active for so long after a batch.
     active: Duration,
@@ -48,7 +50,12 @@ impl DemandBoard {
     /// `on_wake` is called, on the writer's thread, when a consumer becomes active; it must not
     /// wait for anything.
     pub fn new(active: Duration, on_wake: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { last: Mutex::new(BTreeMap::new()), on_wake: Box::new(on_wake), active }
+        Self {
+            last: Mutex::new(BTreeMap::new()),
+            woke: Mutex::new(None),
+            on_wake: Box::new(on_wake),
+            active,
+        }
     }
 
     /// A batch was taken, or asked for, just now.
@@ -64,8 +71,14 @@ impl DemandBoard {
         }
         drop(last);
         if before.is_none_or(|before| now.duration_since(before) > self.active) {
+            *self.woke.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
             (self.on_wake)();
         }
+    }
+
+    /// How long ago a consumer became active.
+    pub fn since_wake(&self) -> Option<Duration> {
+        self.woke.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 
     /// Everybody who took a batch within `horizon`; others are forgotten.

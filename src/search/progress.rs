@@ -58,6 +58,8 @@ pub struct Progress {
     pub cpu_seconds: f64,
     /// GPU time spent in this search so far, in seconds.
     pub gpu_seconds: f64,
+    /// Whether the models compute on a GPU.
+    pub is_on_gpu: bool,
     /// Of today (UTC).
     pub seconds_today: f64,
     /// Set while the day's budget is used up.

@@ -301,6 +301,9 @@ impl EventLoop {
             // Normal for what a client said just before its hang-up was seen.
             return self.n_orphan_frames += 1;
         };
+        if matches!(frame.body, ClientBody::Start(_) | ClientBody::Release(_)) {
+            self.provider.demanded(live.session.peer.pid);
+        }
         match frame.body {
             ClientBody::Start(start) => self.on_start(frame.session, &start),
             ClientBody::Release(leases) => {

@@ -64,6 +64,10 @@ pub trait StreamProvider: Send + Sync {
         epoch: u64,
         resumed: &str,
     ) -> Result<EpochPolicy, Refusal>;
+
+    /// A client took a batch, or asked for an epoch, just now. `pid` is its process, if it is on
+    /// this host. Called on the server's thread, once per batch: it must not wait.
+    fn demanded(&self, pid: Option<i32>);
 }
 
 impl Refusal {
