@@ -13,8 +13,8 @@ the same search runs on all three. Two questions:
      paired by seed.
 
 Training is long for its few images, because that is where augmentation pays: on short schedules the
-search rightly prefers next to none. Intervals are 95 % by Student's t over the search seeds. Everything
-is kept below --out, and what is there is not done again: a run that was cut goes on.
+search rightly prefers next to none. Intervals are 95 % by Student's t over the search seeds.
+Everything is kept below --out, and what is there is not done again: a run that was cut goes on.
 """
 
 from __future__ import annotations

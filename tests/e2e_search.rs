@@ -334,7 +334,9 @@ fn an_unwritable_state_folder_is_named() {
 fn a_daemon_searches_beside_its_streams() {
     let host = Host::new("");
     let text = fs::read_to_string(host.config()).expect("reads");
-    let quick = QUICK.replace("enabled = false", "enabled = true");
+    // Beside other tests no processor is idle.
+    let quick =
+        QUICK.replace("enabled = false", "enabled = true") + "[idle]\npolicy = \"always\"\n";
     fs::write(host.config(), text.replace("[search]\nenabled = false\n", &quick)).expect("writes");
     let daemon = host.start();
     let mut client = host.connect(request(32, "{}")).expect("connects");

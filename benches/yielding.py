@@ -1,0 +1,234 @@
+"""How fast does the search yield, and what does it cost a training? `python benches/yielding.py`
+
+latency     A GPU is played by tests/fake_nvml (cargo build --release --example fake_nvml), the
+            rest is real. A client takes a batch while the search computes, --trials times; from
+            just before the client asks until the kernel shows the search's process as stopped.
+throughput  A small CNN trains on the processors from a stream, with a daemon that searches on
+            idle processors and with one that does not, in turn; ratio of their rates, with the
+            95 % interval of its mean by Student's t. Then the trainer pauses, and what the search
+            computes meanwhile is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fastaa
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+RAW = Path("/usr/share/datasets/fashion-mnist")
+READY_SECONDS_MAX = 120
+CONFIG = f"""runtime_dir = "run"
+state_dir = "state"
+[[dataset]]
+name = "fashion"
+path = "{RAW}"
+[stream.defaults]
+crop = {{ kind = "pad", size = 28, pad = 4 }}
+hflip = true
+normalize = {{ mean = [0.286], std = [0.353] }}
+[telemetry]
+log = "error"
+"""
+GPU = {
+    "uuid": "GPU-11111111-2222-3333-4444-555555555555",
+    "name": "played",
+    "memory_free": 70 << 30,
+    "memory_total": 80 << 30,
+    "tells_processes": True,
+}
+
+
+class Daemon:
+    """A daemon in a folder of its own."""
+
+    def __init__(self, folder: Path, tables: str) -> None:
+        self.folder = folder
+        folder.mkdir()
+        path = folder / "config.toml"
+        path.write_text(CONFIG + tables)
+        binary = os.environ.get("FASTAA_LOADERD", str(ROOT / "target/release/fastaa-loaderd"))
+        self.process = subprocess.Popen([binary, "--config", str(path)])
+
+    def status(self) -> dict[str, object] | None:
+        """What the search does; `None` while the daemon starts."""
+        binary = os.environ.get("FASTAA_CTL", str(ROOT / "target/release/fastaa-ctl"))
+        run_dir = str(self.folder / "run")
+        command = [binary, "--runtime-dir", run_dir, "--json", "search", "status"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return None if done.returncode else json.loads(done.stdout)
+
+    def wait_for(self, what: str, state: str) -> dict[str, object]:
+        end = time.monotonic() + READY_SECONDS_MAX
+        while time.monotonic() < end:
+            status = self.status()
+            if status is not None and status["state"] == state:
+                return status
+            time.sleep(0.05)
+        sys.exit(f"waited in vain for {what}: {self.status()}")
+
+    def loader(self, batch_size: int) -> fastaa.Loader:
+        end = time.monotonic() + READY_SECONDS_MAX
+        while True:
+            try:
+                return fastaa.Loader(
+                    "fashion", batch_size=batch_size, runtime_dir=str(self.folder / "run")
+                )
+            except fastaa.DaemonNotRunning:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def state_of(pid: int) -> str:
+    """`T`: stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
+
+
+def latency(folder: Path, trials: int) -> None:
+    driver = folder / "driver"
+    driver.mkdir()
+    library = ROOT / "target/release/examples/libfake_nvml.so"
+    shutil.copy(library, driver / "libnvidia-ml.so.1")
+    (driver / "script.json").write_text(json.dumps({"devices": [GPU]}))
+    tables = f"""
+[search]
+enabled = true
+reduced = 4000
+[idle]
+gpu = "0"
+nvml_library = "{driver / "libnvidia-ml.so.1"}"
+quiet_seconds = 0.2
+sample_ms = 50
+"""
+    daemon = Daemon(folder / "latency", tables)
+    seen, told = [], []
+    try:
+        with daemon.loader(64) as loader:
+            batches = (batch for _ in range(10_000) for batch in loader)
+            next(batches)
+            for _ in range(trials):
+                status = daemon.wait_for("a search that computes", "running")
+                pid = status["pid"]
+                assert isinstance(pid, int)
+                while state_of(pid) == "T":
+                    time.sleep(0.01)
+                start = time.perf_counter()
+                next(batches)
+                while state_of(pid) != "T":
+                    pass
+                seen.append(1000 * (time.perf_counter() - start))
+                status = daemon.status()
+                assert status is not None
+                idle = status["idle"]
+                assert isinstance(idle, dict)
+                told.append(idle["yield_ms_last"])
+    finally:
+        daemon.stop()
+    for name, values in (("seen by the client", seen), ("told by the daemon", told)):
+        values.sort()
+        p99 = values[math.ceil(0.99 * len(values)) - 1]
+        print(
+            f"yield, {name}: median {statistics.median(values):.1f} ms, p99 {p99:.1f} ms, "
+            f"longest {values[-1]:.1f} ms of {len(values)}"
+        )
+
+
+def block(i: int, o: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(i, o, 3, stride, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+
+def train(loader: fastaa.Loader, seconds: float) -> float:
+    """Trains for a while; images per second."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        block(1, 16, 2), block(16, 32, 1), block(32, 64, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    net.append(nn.Linear(64, 10))
+    sgd = torch.optim.SGD(net.parameters(), 0.05, 0.9)
+    warm_up, start, n_images = 2.0, time.perf_counter(), 0
+    while True:
+        for images, labels in loader:
+            loss = nn.functional.cross_entropy(net(images), labels)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            now = time.perf_counter()
+            if warm_up and now - start > warm_up:
+                warm_up, start, n_images = 0.0, now, 0
+            n_images += len(images)
+            if not warm_up and now - start > seconds:
+                return n_images / (now - start)
+
+
+def computed(daemon: Daemon) -> float:
+    """CPU seconds of the search's process so far; it may be between two reports."""
+    status = daemon.status()
+    assert status is not None
+    if status["pid"] is None:
+        return 0.0
+    fields = Path(f"/proc/{status['pid']}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def throughput(folder: Path, rounds: int, seconds: float, pause: float) -> None:
+    ratios, harvested = [], []
+    for number in range(rounds):
+        rates = {}
+        # The order turns, so that a drift of the machine falls on both alike.
+        for kind in ("true", "false") if number % 2 else ("false", "true"):
+            tables = f"[search]\nenabled = {kind}\nreduced = 4000\n"
+            daemon = Daemon(folder / f"{number}-{kind}", tables)
+            try:
+                with daemon.loader(128) as loader:
+                    if kind == "true":
+                        # The search has begun: it must yield, not merely not begin.
+                        daemon.wait_for("a search that computes", "running")
+                    rates[kind] = train(loader, seconds)
+                    if kind == "true":
+                        before = computed(daemon)
+                        time.sleep(pause)
+                        harvested.append(computed(daemon) - before)
+            finally:
+                daemon.stop()
+        ratios.append(rates["true"] / rates["false"])
+        print(f"with {rates['true']:,.0f}, without {rates['false']:,.0f} img/s", flush=True)
+    t95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+    half = t95.get(rounds - 1, 2.2) * statistics.stdev(ratios) / math.sqrt(rounds)
+    print(f"with / without the search: {statistics.mean(ratios):.3f} ± {half:.3f}")
+    print(f"in pauses of {pause:g} s the search computed {statistics.mean(harvested):.1f} CPU s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=12)
+    parser.add_argument("--pause", type=float, default=10)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fastaa-bench-") as name:
+        if args.trials:
+            latency(Path(name), args.trials)
+        if args.rounds:
+            throughput(Path(name), args.rounds, args.seconds, args.pause)
+
+
+if __name__ == "__main__":
+    main()
