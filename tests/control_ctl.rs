@@ -38,6 +38,11 @@ fn status_is_one_page_and_json() {
     ] {
         assert!(page.contains(expected), "'{page}' lacks '{expected}'");
     }
+    let pages = server.ctl(&["top", "--pages", "2", "--interval", "0.1"]).good();
+    let first_line = page.lines().next().unwrap();
+    assert_eq!(pages.matches(&first_line[..20]).count(), 2, "{pages}");
+    assert!(!pages.contains('\u{1b}'), "no terminal, no control codes");
+    server.ctl(&["top", "--interval", "0"]).check_failed(2, &["between 0.1 and 3600"]);
     let status = server.ctl(&["status", "--json"]).json();
     assert_eq!(status["datasets"][0]["shape"], json!([28, 28, 1]));
     assert_eq!(status["policies"][0]["pinned"], Value::Null);

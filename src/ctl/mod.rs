@@ -16,6 +16,7 @@ mod search_offline;
 mod status;
 mod stream;
 mod table;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ struct Args {
 enum Command {
     /// One page: daemon, datasets, search, streams, policies
     Status,
+    Top(top::TopArgs),
     /// Show, publish and choose augmentation policies
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
     let context = Context { runtime_dir: args.runtime_dir, json: args.json };
     let result = match args.command {
         Command::Status => status::run(&context),
+        Command::Top(args) => top::run(&context, &args),
         Command::Policy(command) => policy::run(&context, command),
         Command::Augment(args) => augment::run(&context, args),
         Command::Dataset(command) => dataset::run(&context, command),

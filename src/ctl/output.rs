@@ -19,8 +19,12 @@ pub(crate) fn print(text: &str) -> Result<(), CtlError> {
 
 /// Prints a value as indented JSON to stdout.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CtlError> {
-    let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
-    print(&text)
+    print(&json_text(value)?)
+}
+
+/// A value as indented JSON.
+pub(crate) fn json_text(value: &impl serde::Serialize) -> Result<String, CtlError> {
+    Ok(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
 }
 
 /// Prints a message to stderr; it does not matter if nobody reads it.

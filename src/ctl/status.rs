@@ -7,10 +7,15 @@ use super::{Context, CtlError, output, search};
 use crate::control::{DatasetReport, PolicyReport, Reply, Request, StatusReport};
 
 pub(crate) fn run(context: &Context) -> Result<(), CtlError> {
+    output::print(&text(context)?)
+}
+
+/// The page, or one line of JSON if that is asked for.
+pub(super) fn text(context: &Context) -> Result<String, CtlError> {
     let mut client = connect(context)?;
     match client.call(&Request::Status)? {
-        Reply::Status(report) if context.json => output::print_json(&report),
-        Reply::Status(report) => output::print(&page(&report)),
+        Reply::Status(report) if context.json => output::json_text(&report),
+        Reply::Status(report) => Ok(page(&report)),
         other => Err(client.unexpected(&other).into()),
     }
 }

@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::control::Handler;
 use crate::control::{
     ControlFailure, DaemonReport, DatasetReport, ExpectedDigestReport, FailureCode, MetricReport,
-    Reply, Request, StatusReport, StreamReport,
+    Reply, Request, SearchReport, StatusReport, StreamReport,
 };
 use crate::control::{handle_policy, policy_reports};
 use crate::dataset::LabelKind;
@@ -74,6 +74,21 @@ impl Handler for DaemonHandler {
     }
 }
 
+/// What the search took of idle devices, and how often it gave them back.
+#[allow(clippy::cast_possible_truncation, reason = "a float cast saturates")]
+fn search_counters(search: &SearchReport) -> Vec<(String, u64)> {
+    let progress = search.progress.clone().unwrap_or_default();
+    let idle = search.idle.clone().unwrap_or_default();
+    let micros = |millis: Option<f64>| (1e3 * millis.unwrap_or(0.0)) as u64;
+    vec![
+        ("search_cpu_ms".to_owned(), (1e3 * progress.cpu_seconds) as u64),
+        ("search_gpu_ms".to_owned(), (1e3 * progress.gpu_seconds) as u64),
+        ("search_yields".to_owned(), idle.yields),
+        ("search_yield_us_last".to_owned(), micros(idle.yield_ms_last)),
+        ("search_yield_us_max".to_owned(), micros(idle.yield_ms_max)),
+    ]
+}
+
 impl DaemonHandler {
     fn search_page(&self) -> Result<Reply, ControlFailure> {
         let dataset = self.searcher.dataset();
@@ -93,7 +108,8 @@ impl DaemonHandler {
     fn status(&self) -> Result<StatusReport, ControlFailure> {
         let report = self.report()?;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = BTreeMap::from([
+        let search = self.searcher.report();
+        let mut counters = BTreeMap::from([
             ("transport_bad_frames".to_owned(), report.n_bad_frames),
             ("transport_orphan_frames".to_owned(), report.n_orphan_frames),
             ("transport_stale_releases".to_owned(), report.n_stale_releases),
@@ -101,6 +117,7 @@ impl DaemonHandler {
             ("pipeline_busy_ns".to_owned(), load(&self.counters.busy_ns)),
             ("pipeline_panics".to_owned(), load(&self.counters.panics)),
         ]);
+        counters.extend(search_counters(&search));
         Ok(StatusReport {
             daemon: DaemonReport {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -117,7 +134,7 @@ impl DaemonHandler {
             streams: streams(report),
             policies: policy_reports(&self.store, &self.datasets.names()),
             counters,
-            search: self.searcher.report(),
+            search,
         })
     }
 
