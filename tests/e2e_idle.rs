@@ -86,6 +86,7 @@ impl Host {
     fn start(library: &Path) -> Self {
         let config = IdleConfig {
             nvml_library: Some(library.to_owned()),
+            gpu: Some("0".to_owned()),
             quiet_seconds: QUIET,
             sample_ms: SAMPLE_MS,
             ..IdleConfig::default()

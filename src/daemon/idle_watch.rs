@@ -28,8 +28,8 @@ const DEMAND_HORIZON: Duration = Duration::from_secs(60);
 pub(super) struct SearchProcess {
     /// Its number, if there is one.
     pub(super) pid: Option<u32>,
-    /// Whether it computes on a GPU; `None` before it said so.
-    pub(super) on_gpu: Option<bool>,
+    /// Whether it computes on a GPU, as it says itself.
+    pub(super) is_on_gpu: bool,
     /// Whether it may have computed since the last decision.
     pub(super) has_run: bool,
 }
@@ -103,8 +103,7 @@ impl IdleWatch {
 
     /// Decides anew.
     pub(super) fn decide(&mut self, search: SearchProcess) -> Decision {
-        let may_be_on_gpu = search.on_gpu != Some(false);
-        let own = Own { search: search.pid, is_on_gpu: may_be_on_gpu };
+        let own = Own { search: search.pid, is_on_gpu: search.is_on_gpu };
         let look = self.nvml.as_ref().map(|nvml| {
             nvml.own(own);
             nvml.look()
@@ -114,7 +113,7 @@ impl IdleWatch {
             demands: self.demands(look.as_ref()),
             cpu: self.cpu.look(now, search.pid, search.has_run),
             gpu: match &look {
-                Some(look) if may_be_on_gpu || self.is_gpu_named => look.gpu.clone(),
+                Some(look) if search.is_on_gpu || self.is_gpu_named => look.gpu.clone(),
                 _ => Gpu::None,
             },
         };

@@ -174,6 +174,8 @@ impl Shared {
 /// Opens the library as often as it is needed.
 fn look_until_told(options: &NvmlOptions, shared: &Shared) {
     let mut last_words = String::new();
+    // A driver that was there is being restarted; one that was not, is not there.
+    let mut had_gpu = false;
     loop {
         let mut builder = Nvml::builder();
         if let Some(path) = &options.library {
@@ -181,23 +183,27 @@ fn look_until_told(options: &NvmlOptions, shared: &Shared) {
         }
         let error = match builder.init() {
             Ok(nvml) => match Session::new(&nvml, options) {
-                Ok(Some(session)) => match session.run(options, shared) {
-                    Some(failed) => failed,
-                    None => return,
-                },
+                Ok(Some(session)) => {
+                    had_gpu = true;
+                    match session.run(options, shared) {
+                        Some(failed) => failed,
+                        None => return,
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => error.to_string(),
             },
             // Without a driver there is no GPU; it does not come while the daemon runs.
-            Err(error) if is_absent(&error) => {
+            Err(error) if is_absent(&error) && !had_gpu => {
                 let library = options.library.as_ref().map(|path| path.display().to_string());
                 let library = library.unwrap_or_else(|| "libnvidia-ml.so.1".to_owned());
-                info!(library, %error, "no NVML: the search uses idle processors only");
+                info!(library, %error, "no NVML: the processors decide when the search runs");
                 shared.tell(Look::none());
                 return;
             }
             Err(error) => {
-                shared.tell(Look::failed(Gpu::Lost(error.to_string()), None));
+                let lost = Look::failed(Gpu::Lost(error.to_string()), None);
+                shared.tell(if had_gpu { lost } else { Look::none() });
                 error.to_string()
             }
         };
@@ -257,7 +263,11 @@ impl<'nvml> Session<'nvml> {
                 multiprocessors: None,
             })),
             Choice::None(why) => {
-                info!("{why}: the search uses idle processors only");
+                if options.gpu.is_some() {
+                    warn!("{why}: the processors decide when the search runs");
+                } else {
+                    info!("{why}: the processors decide when the search runs");
+                }
                 Ok(None)
             }
         }
@@ -266,7 +276,7 @@ impl<'nvml> Session<'nvml> {
     /// Looks until told to end (`None`), or until the driver fails, with its words.
     fn run(mut self, options: &NvmlOptions, shared: &Shared) -> Option<String> {
         let info = self.info();
-        info!(gpu = info.name, uuid = info.uuid, "the search may use this GPU when it is idle");
+        info!(gpu = info.name, uuid = info.uuid, "looking at this GPU");
         let mut own = lock(shared).1;
         loop {
             match self.look(own) {

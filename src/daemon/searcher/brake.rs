@@ -22,10 +22,13 @@ impl Supervisor {
     /// Asks the idle watch, and carries out what it says. `fastaa-ctl search run` overrides it.
     pub(super) fn look(&mut self) {
         let Some(idle) = &mut self.idle else { return };
-        let on_gpu = lock(&self.state).progress.as_ref().map(|progress| progress.is_on_gpu);
+        let is_on_gpu = {
+            let state = lock(&self.state);
+            state.progress.as_ref().is_some_and(|progress| progress.is_on_gpu)
+        };
         let decision = idle.decide(SearchProcess {
             pid: self.worker.as_ref().map(Worker::number),
-            on_gpu,
+            is_on_gpu,
             has_run: self.worker.is_some() && !self.is_stopped,
         });
         let is_to_yield = decision.verdict != Verdict::Run && !self.is_told;
