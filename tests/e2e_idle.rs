@@ -84,6 +84,11 @@ struct Host {
 
 impl Host {
     fn start(library: &Path) -> Self {
+        Self::start_with(library, "exec sleep 1000")
+    }
+
+    /// With a shell script as the worker.
+    fn start_with(library: &Path, script: &str) -> Self {
         let config = IdleConfig {
             nvml_library: Some(library.to_owned()),
             gpu: Some("0".to_owned()),
@@ -95,7 +100,7 @@ impl Host {
         let board = idle.board();
         let command = WorkerCommand {
             program: "/bin/sh".into(),
-            args: ["-c", "exec sleep 1000"].map(Into::into).into(),
+            args: ["-c", script].map(Into::into).into(),
         };
         let searcher = Searcher::start(SearcherOptions {
             command,
@@ -252,7 +257,9 @@ fn one_small_kernel_after_the_other_keeps_it_away() {
 #[test]
 fn a_driver_that_does_not_tell_processes_is_believed_only_when_nothing_runs() {
     let driver = FakeDriver::new(&gpu(&json!({ "tells_processes": false })));
-    let host = Host::start(&driver.library());
+    let on_gpu = r#"echo '{"event": "progress", "is_on_gpu": true}'; exec sleep 1000"#;
+    let host = Host::start_with(&driver.library(), on_gpu);
+    host.wait_for("progress", |report| report.progress.is_some());
     let pid = host.computing();
     driver.play(&gpu(&json!({ "tells_processes": false, "utilisation": 30 })));
     host.wait_for_decision("pause", "the driver does not tell whose work the GPU does");
