@@ -190,8 +190,9 @@ fn a_batch_stops_it_and_the_gap_after_it_lets_it_go_on() {
         let pid = host.computing();
         host.board.took(Consumer(Some(std::process::id())));
         wait_until_stopped(pid);
-        let idle = host.searcher.report().idle.unwrap();
-        assert_eq!(idle.yields, trial);
+        // It is counted just after the signal.
+        let counted = |report: &SearchReport| report.idle.as_ref().unwrap().yields == trial;
+        let idle = host.wait_for("the count", counted).idle.unwrap();
         assert!(idle.yield_ms_last.is_some() && idle.yield_ms_max >= idle.yield_ms_last);
         host.wait_for_decision("pause", &format!("process {} takes", std::process::id()));
     }

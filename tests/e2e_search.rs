@@ -281,12 +281,17 @@ fn a_torchscript_module_is_trained_and_one_of_another_output_size_refused() {
         message.contains("net.pt") && message.contains('7') && message.contains('4'),
         "{message}"
     );
-    assert!(make(&path, 4, "1e39"));
+    assert!(make(&path, 4, "nan"));
+    let message = search.refused();
+    assert!(message.contains("is not finite"), "{message}");
+    assert!(make(&path, 4, "1e38"));
     let message = search.refused();
     assert!(message.contains("the model of fold 1: the loss became"), "{message}");
     assert!(make(&path, 4, "1"));
     let output = search.run();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{stdout}");
+    assert!(!stdout.contains("trained again"), "its models were found again: {stdout}");
 }
 
 #[test]
@@ -295,6 +300,10 @@ fn journals_are_kept_refused_and_cut() {
     assert!(search.run().status.success());
     let path = search.journal();
     let good = fs::read_to_string(&path).expect("reads");
+    // The same data, written anew, are the same dataset.
+    write_quarters(&search.dir.path().join("data"), 240, |sample_idx| sample_idx % N_CLASSES);
+    assert!(search.run().status.success());
+    assert_eq!(fs::read_to_string(&path).expect("reads"), good);
     // Half a line at the end: cut, told, and computed again.
     fs::write(&path, format!("{good}{{\"crc\":\"0000")).expect("writes");
     let output = search.run();
@@ -352,6 +361,23 @@ fn a_daemon_searches_beside_its_streams() {
     assert_eq!(ended["rounds"].as_array().map(Vec::len), Some(1), "{ended}");
     let (code, page, _) = host.ctl(&["search", "report", "-o", "-"]);
     assert!(code == 0 && page.contains("<svg") && page.contains("What the gate saw"), "{code}");
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// The end of the day's budget is told: it looks like a hang otherwise.
+#[test]
+fn a_search_that_is_out_of_budget_says_so() {
+    let host = Host::new("");
+    let text = fs::read_to_string(host.config()).expect("reads");
+    let quick = QUICK
+        .replace("enabled = false", "enabled = true\nbudget_seconds = 1")
+        .replace("fold_epochs = 2", "fold_epochs = 300")
+        + "[idle]\npolicy = \"always\"\n";
+    fs::write(host.config(), text.replace("[search]\nenabled = false\n", &quick)).expect("writes");
+    let daemon = host.start();
+    let status = wait_for_search(&host, |status| status["state"] == "out-of-budget");
+    let reason = status["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("goes on tomorrow"), "{status}");
     assert_eq!(daemon.stop(), 0);
 }
 

@@ -150,7 +150,7 @@ fn a_crash_loop_waits_and_a_person_need_not() {
     let starts = dir.path().join("starts");
     let searcher = searcher(&format!("echo >> {}; exit 3", starts.display()));
     let report = wait_for_state(&searcher, "backing-off");
-    assert_eq!(report.reason, "the worker crashed (exit code 3); a new one starts after 3600s");
+    assert_eq!(report.reason, "the worker crashed (exit code 3); a new worker starts after 3600s");
     assert_eq!((report.restarts, n_lines(&starts)), (1, 1));
     searcher.run().unwrap();
     wait_for(&searcher, |report| report.restarts == 2);

@@ -176,7 +176,7 @@ fn offline_the_worker_runs_in_the_terminal() {
 #[test]
 fn offline_failures_come_in_words() {
     let failing = "echo '{\"event\": \"failed\", \"message\": \"no split\"}'; exit 78";
-    Programs::new(Some(failing)).run(&OFFLINE).check_failed(1, &["error: no split\n"]);
+    Programs::new(Some(failing)).run(&OFFLINE).check_failed(78, &["error: no split\n"]);
     let crashing = Programs::new(Some("exit 5")).run(&OFFLINE);
     crashing.check_failed(1, &["error: the search worker: exit status: 5"]);
     let missing = Programs::new(None).run(&OFFLINE);

@@ -105,7 +105,7 @@ fn a_whole_search_is_on_the_page() {
             "Round 3 found nothing worth the gate’s trainings",
             "Keeping fashion-mnist@1.",
             "kept: training value below the incumbent's",
-            "3 rounds finished, 1 published",
+            "rounds finished: 3, published: 1",
             // The gate's numbers of both tested rounds.
             "Test 1 of the search, at a one-sided level of 0.0304",
             "+1.231",
@@ -156,7 +156,11 @@ fn the_page_is_a_function_of_journal_and_samples() {
 fn outcomes_are_told_in_honest_words() {
     for (number, class, expected) in [
         (1, "outcome published", "Round 1 published d@1. It was better than none and trivial-wide"),
-        (2, "outcome", "Round 2 found nothing better than fashion-mnist@1. Keeping"),
+        (
+            2,
+            "outcome",
+            "Round 2 found nothing that was shown to be better than fashion-mnist@1. Keeping",
+        ),
         (3, "outcome", "its candidate was not put to the gate. Keeping fashion-mnist@1."),
     ] {
         let input = ReportInput {
@@ -188,8 +192,11 @@ fn without_a_journal_there_is_an_error_that_says_so() {
     let error = report::from_journal(&path, "cifar", &[]).unwrap_err();
     assert!(matches!(error, ReportError::NoSearch { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(text.starts_with("no search has run for dataset 'cifar' yet"), "{text}");
-    assert!(text.contains(&path.display().to_string()), "{text}");
+    assert!(
+        text.starts_with("no search of dataset 'cifar' has finished a unit of work yet"),
+        "{text}"
+    );
+    assert!(text.contains(&dir.path().display().to_string()), "{text}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "reading made a file");
     let error = report::from_journal(dir.path(), "cifar", &[]).unwrap_err().to_string();
     assert!(error.contains("not a regular file"), "{error}");

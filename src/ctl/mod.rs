@@ -91,6 +91,9 @@ pub enum CtlError {
         /// What to do about it, or empty.
         hint: String,
     },
+    /// The configuration, or what it names, cannot work: exit code 78.
+    #[error("{0}")]
+    Config(String),
     /// No daemon answers: exit code 69.
     #[error("{message}")]
     NoDaemon {
@@ -113,7 +116,7 @@ impl CtlError {
 
 /// Parses the arguments, runs the command, and reports its error on stderr.
 ///
-/// Exit codes: 0 ok, 1 refused or failed, 2 usage, 69 no daemon.
+/// Exit codes: 0 ok, 1 refused or failed, 2 usage, 69 no daemon, 78 bad configuration.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let context = Context { runtime_dir: args.runtime_dir, json: args.json };

@@ -68,6 +68,7 @@ pub(crate) fn exit_code(result: Result<(), CtlError>) -> ExitCode {
         CtlError::Failed { hint, .. } => (1, hint.as_str()),
         CtlError::Usage { hint, .. } => (2, hint.as_str()),
         CtlError::NoDaemon { hint, .. } => (69, hint.as_str()),
+        CtlError::Config(_) => (78, ""),
         CtlError::Output(cause) if cause.kind() == io::ErrorKind::BrokenPipe => {
             return ExitCode::SUCCESS;
         }

@@ -114,7 +114,9 @@ pub(super) fn summary(report: &SearchReport) -> String {
         "" => String::new(),
         reason => format!(" ({reason})"),
     };
-    let Some(progress) = &report.progress else { return format!("{state}{reason}") };
+    // Where it stood last says nothing of a search that has ended.
+    let progress = report.progress.as_ref().filter(|_| report.state != "finished");
+    let Some(progress) = progress else { return format!("{state}{reason}") };
     let rounds = match progress.n_rounds {
         0 => progress.round.to_string(),
         n_rounds => format!("{} of {n_rounds}", progress.round),
@@ -186,8 +188,10 @@ fn page(report: &SearchReport) -> String {
         if !progress.best.is_empty() {
             add("best", progress.best.clone());
         }
-        let left = progress.eta_seconds.map_or_else(|| "not known yet".to_owned(), duration_text);
-        add("left", format!("{left} of this round"));
+        if report.state != "finished" {
+            let left = progress.eta_seconds.map_or("not known yet".to_owned(), duration_text);
+            add("left", format!("{left} of this round"));
+        }
         let gpu = match progress.gpu_seconds {
             0.0 => String::new(),
             seconds => format!(", {} GPU", duration_text(seconds)),

@@ -18,6 +18,8 @@ use super::{Context, CtlError, output};
 use crate::search::progress::{Event, Progress, RoundOutcome};
 
 const WORKER_PROGRAM: &str = "fastaa-loaderd";
+/// Exit code of a worker whose new start would fail in the same way.
+const EXIT_CONFIG: i32 = 78;
 /// Lines that may wait to be shown.
 const LINES_MAX: usize = 64;
 
@@ -93,7 +95,10 @@ fn run_worker(config: &Path, args: &[&std::ffi::OsStr], shown: &mut Shown) -> Re
         return Ok(());
     }
     let message = shown.failure.take().unwrap_or_else(|| format!("the search worker: {status}"));
-    Err(CtlError::failed(message))
+    Err(match status.code() {
+        Some(EXIT_CONFIG) => CtlError::Config(message),
+        _ => CtlError::failed(message),
+    })
 }
 
 /// The worker's lines, read by a thread of their own.

@@ -28,17 +28,19 @@ use tracing::warn;
 use super::datasets::{Datasets, OpenDatasetError};
 use super::{DaemonError, EXIT_CONFIG, logging, places};
 use crate::config::{Config, SearchAlgorithm, SearchConfig};
-use crate::dataset::{DatasetError, Label, LabelKind, Split};
+use crate::dataset::{DatasetError, Label, LabelKind, Pixels, Split};
 use crate::pipeline::recipe::Recipe;
 use crate::policy::{PolicyError, PolicyStore};
 use crate::search::algorithm::{Algorithm, Paper, Ranged, Structured};
 use crate::search::engine::{self, Plan};
 use crate::search::gate::GateSettings;
 use crate::search::ledger::{JOURNAL_VERSION, Ledger};
-use crate::search::progress::Event;
+use crate::search::progress::{Event, Progress};
 use crate::search::torch::{self, LabOptions, ModelSpec, TorchError, TorchLab};
 use crate::search::{FoldOptions, FoldPlan, JournalError, JournalHeader, SearchError, plan_folds};
 
+/// Bytes of the hash that says which dataset a journal is of.
+const DIGEST_BYTES: usize = 16;
 /// Progress is told at most so often; everything else at once.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -94,9 +96,8 @@ pub(super) fn main(config: &Path, offline: bool) -> ExitCode {
             (Event::Failed { message: error.to_string() }, ExitCode::from(EXIT_CONFIG))
         }
         Err(error) => {
-            warn!(%error, "the search stopped");
-            let text = format!("the search stopped: {error}");
-            (Event::Note { text }, ExitCode::FAILURE)
+            // Another start may end better, which the code says; whoever runs it tells the reason.
+            (Event::Failed { message: error.to_string() }, ExitCode::FAILURE)
         }
     };
     tell(&event);
@@ -139,7 +140,7 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         .map_err(|source| WorkerError::File { path: dir.clone(), source })?;
     let header = JournalHeader {
         version: JOURNAL_VERSION,
-        dataset: split.info().fingerprint.0.clone(),
+        dataset: content_digest(&*split, &dataset)?,
         config: digest.clone(),
         seed: search.seed,
     };
@@ -231,17 +232,26 @@ fn step_back() {
     }
 }
 
-/// Tells events; progress not too often.
+/// Tells events; progress not too often, but for what would otherwise be wrong for long: a new
+/// stage, the end of one, the day's budget, and what was held back when something else is told.
 fn throttled() -> impl Fn(&Event) + Send + Sync {
-    let told: Mutex<(Option<Instant>, String)> = Mutex::default();
+    let told: Mutex<(Option<Instant>, Progress, bool)> = Mutex::default();
     move |event| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, last, is_held_back) = &mut *told;
         if let Event::Progress(progress) = event {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_recent = told.0.is_some_and(|at| at.elapsed() < PROGRESS_INTERVAL);
-            if is_recent && told.1 == progress.stage {
+            let is_recent = at.is_some_and(|at| at.elapsed() < PROGRESS_INTERVAL);
+            let is_same = last.stage == progress.stage
+                && last.is_out_of_budget == progress.is_out_of_budget
+                && progress.done < progress.total;
+            *last = progress.clone();
+            *is_held_back = is_recent && is_same;
+            if *is_held_back {
                 return;
             }
-            *told = (Some(Instant::now()), progress.stage.clone());
+            *at = Some(Instant::now());
+        } else if std::mem::take(is_held_back) {
+            tell(&Event::Progress(last.clone()));
         }
         tell(event);
     }
@@ -264,6 +274,29 @@ fn labels(split: &dyn Split) -> Result<Vec<i64>, DatasetError> {
         })
     };
     (0..split.info().n_samples).map(label).collect()
+}
+
+/// What the dataset is, whatever its files are called and whenever they were written: that of a
+/// packed one is in its fingerprint; of others, all samples are read.
+fn content_digest(split: &dyn Split, name: &str) -> Result<String, WorkerError> {
+    let info = split.info();
+    if info.format == "arrow" {
+        return Ok(info.fingerprint.0.clone());
+    }
+    let mut hash = Sha256::new();
+    hash.update(format!("{}x{}x{};", info.height, info.width, info.channels));
+    for sample_idx in 0..info.n_samples {
+        let sample = split.sample(sample_idx);
+        let sample =
+            sample.map_err(|source| WorkerError::Sample { name: name.to_owned(), source })?;
+        let (order, bytes) = match sample.pixels {
+            Pixels::Hwc(bytes) => ("hwc", bytes),
+            Pixels::Chw(bytes) => ("chw", bytes),
+        };
+        hash.update(format!("{order}{:?};", sample.label));
+        hash.update(bytes);
+    }
+    Ok(hash.finalize()[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// SHA-256 of every setting that a result depends on, but the seed; hexadecimal digits.

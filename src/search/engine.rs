@@ -22,6 +22,9 @@ use crate::policy::{self, Policy, PolicyStore};
 /// Value of `source` in the evidence of policies that the search published.
 pub const EVIDENCE_SOURCE: &str = "search";
 
+/// Fold models below so many times the accuracy of a constant answer have learned nothing.
+const CHANCE_FACTOR: f64 = 1.2;
+
 /// What a search is to do. Together with lab and journal it determines every result.
 pub struct Plan<'a> {
     /// Name of the dataset, and of its line in the store.
@@ -96,7 +99,10 @@ fn run_round(
     test: u32,
 ) -> Result<RoundRecord, SearchError> {
     ledger.begin_round(round, expected_passes(lab, ledger, plan)?);
-    train_folds(lab, ledger)?;
+    let folds = train_folds(lab, ledger)?;
+    if let Some(text) = chance_note(&folds, &plan.folds.class_counts.held_out) {
+        ledger.note(text);
+    }
     let affinity = AffinityTable::measure(lab, ledger)?;
     ledger.unit("affinity/table", 0, || Ok(affinity.clone()))?;
     let incumbent = ledger.unit(&format!("round-{round}/incumbent"), 0, || {
@@ -173,6 +179,27 @@ fn train_folds(lab: &dyn Lab, ledger: &Ledger) -> Result<Vec<FoldRecord>, Search
     })
 }
 
+/// Says so if the fold models know no more than which class is the most frequent one: then nothing
+/// that is measured with them means anything. `held_out`: samples by fold and class.
+fn chance_note(folds: &[FoldRecord], held_out: &[Vec<u64>]) -> Option<String> {
+    let accuracy = folds.iter().map(|fold| fold.accuracy).sum::<f64>() / folds.len() as f64;
+    let most_frequent = |counts: &Vec<u64>| {
+        let (most, all) = (counts.iter().max()?, counts.iter().sum::<u64>());
+        Some(*most as f64 / all as f64)
+    };
+    let guesses: Vec<f64> = held_out.iter().filter_map(most_frequent).collect();
+    let guess = guesses.iter().sum::<f64>() / guesses.len() as f64;
+    (accuracy <= guess * CHANCE_FACTOR).then(|| {
+        format!(
+            "the fold models learned nothing: {:.1} % of the held-out samples are right, and \
+             always saying the most frequent class makes {:.1} %; raise search.fold_epochs, or \
+             look at search.model and the labels",
+            100.0 * accuracy,
+            100.0 * guess
+        )
+    })
+}
+
 /// Puts the candidate to the gate, unless the algorithm's own trainings speak against it.
 fn judge(
     lab: &dyn Lab,
@@ -233,12 +260,12 @@ fn summary(
         (Some(version), Some(verdict), _) => format!("{dataset}@{version} {}", verdict.reason),
         (_, Some(verdict), _) => verdict.reason.clone(),
         (_, None, Some(value)) => format!(
-            "kept {incumbent}: in the search's own trainings the best candidate has a clean \
-             accuracy of {:.2} %, {incumbent} {:.2} %; the gate was not asked",
+            "not published, {incumbent} stays: in the search's own trainings the best candidate \
+             has a clean accuracy of {:.2} %, {incumbent} {:.2} %; the gate was not asked",
             100.0 * value.candidate,
             100.0 * value.incumbent
         ),
-        (_, None, None) => format!("kept {incumbent}"),
+        (_, None, None) => format!("not published, {incumbent} stays"),
     }
 }
 

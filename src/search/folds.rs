@@ -152,8 +152,8 @@ pub enum FoldError {
     /// A class that cannot be in every fold.
     #[error(
         "class {class} has {n_samples} samples in the train split, {n_gate} of them in D_gate: the \
-         other {} are too few for {n_folds} folds; lower search.folds or search.gate_images, or \
-         leave this class out of the dataset",
+         other {} are too few for {n_folds} folds; leave this class out of the dataset, or lower \
+         search.folds (at least 2) or search.gate_images",
         .n_samples - .n_gate
     )]
     ClassTooSmall {

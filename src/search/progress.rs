@@ -17,7 +17,7 @@ pub enum Event {
     },
     /// A round ended.
     Round(RoundOutcome),
-    /// The search failed; a new start would fail in the same way.
+    /// The search failed. The exit code says whether a new start would fail in the same way.
     Failed {
         /// What is wrong, with place and cure.
         message: String,

@@ -199,11 +199,14 @@ impl Supervisor {
         lock(&self.state).pid = None;
         let status = match status {
             Ok(status) => status,
-            Err(error) => return self.crashed(&format!("it cannot be waited for: {error}")),
+            Err(error) => {
+                return self.crashed(&format!("the worker cannot be waited for: {error}"));
+            }
         };
         match status.code() {
             Some(0) => {
                 info!("the search has finished");
+                self.is_told = false;
                 self.backoff.reset();
                 lock(&self.state).enter(Phase::Finished, "all rounds are done");
             }
@@ -213,11 +216,11 @@ impl Supervisor {
                 error!(message, "the search failed");
                 lock(&self.state).enter(Phase::Failed, message);
             }
-            _ => {
-                let said =
-                    worker.failure.map_or_else(String::new, |failure| format!(": {failure}"));
-                self.crashed(&format!("{}{said}", describe(status)));
-            }
+            _ => match worker.failure {
+                // It said why: another search has the journal, the disk is full, …
+                Some(failure) => self.crashed(&failure),
+                None => self.crashed(&format!("the worker crashed ({})", describe(status))),
+            },
         }
     }
 
@@ -228,11 +231,11 @@ impl Supervisor {
         let mut state = lock(&self.state);
         state.pid = None;
         state.n_restarts += 1;
-        warn!(how, restart_in = ?wait, "the search worker crashed");
+        warn!(how, restart_in = ?wait, "the search worker ended");
         if state.phase == Phase::Paused {
-            state.reason = format!("the worker crashed ({how}); a new one starts when resumed");
+            state.reason = format!("{how}; a new worker starts when resumed");
         } else {
-            let reason = format!("the worker crashed ({how}); a new one starts after {wait:?}");
+            let reason = format!("{how}; a new worker starts after {wait:?}");
             state.enter(Phase::BackingOff, reason);
         }
     }

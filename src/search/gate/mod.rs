@@ -90,7 +90,10 @@ pub fn decide(
     let contenders = contenders(candidate, incumbent, [&none, &trivial_wide]);
     if let Some(same) = contenders[1..].iter().find(|rival| rival.policy.id() == candidate.id()) {
         return Ok(Verdict {
-            reason: format!("kept: the candidate is {} itself", words::policy(&same.words)),
+            reason: format!(
+                "not published: the candidate is {} itself",
+                words::policy(&same.words)
+            ),
             n_seeds_max: settings.n_seeds,
             ..Verdict::default()
         });

@@ -176,7 +176,11 @@ fn what_is_no_better_or_beats_only_some_is_kept() {
     let candidate = policy(1);
     let lab = MadeUp::new(&[]);
     let verdict = first_test(&lab, &candidate).unwrap();
-    assert!(!verdict.is_better && verdict.reason.starts_with("kept: "), "{}", verdict.reason);
+    assert!(
+        !verdict.is_better && verdict.reason.starts_with("not published: "),
+        "{}",
+        verdict.reason
+    );
     // Far better than none, but only as good as trivial-wide.
     let lab = MadeUp::new(&[(&candidate, 0.5), (&policy::trivial_wide(), 0.5)]);
     let verdict = first_test(&lab, &candidate).unwrap();
@@ -203,7 +207,7 @@ fn a_clear_loser_costs_only_some_seeds() {
     assert!(!verdict.is_better);
     assert!(verdict.n_seeds < 5, "{}", verdict.reason);
     assert_eq!(lab.n_trained(), 3 * verdict.n_seeds as usize);
-    assert!(verdict.reason.starts_with("kept: −"), "{}", verdict.reason);
+    assert!(verdict.reason.starts_with("not published: −"), "{}", verdict.reason);
     assert!(
         verdict.reason.contains(&format!(" after {} of 5 seeds (upper bound −", verdict.n_seeds))
     );
@@ -235,9 +239,9 @@ fn a_rival_that_proposes_itself_is_kept_without_a_test() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = ledger(dir.path(), 1);
     for (candidate, expected) in [
-        (&incumbent, "kept: the candidate is the incumbent x@3 itself"),
-        (&none, "kept: the candidate is the policy none itself"),
-        (&policy::trivial_wide(), "kept: the candidate is the policy trivial-wide itself"),
+        (&incumbent, "not published: the candidate is the incumbent x@3 itself"),
+        (&none, "not published: the candidate is the policy none itself"),
+        (&policy::trivial_wide(), "not published: the candidate is the policy trivial-wide itself"),
     ] {
         let candidate = candidate.with_name("candidate").unwrap();
         let verdict = decide(&lab, &ledger, &SETTINGS, 4, &candidate, ("x@3", &incumbent)).unwrap();
@@ -261,8 +265,10 @@ fn a_candidate_that_diverges_is_kept_and_stays_so() {
         assert!(!verdict.is_better);
         assert_eq!(verdict.n_seeds, seed_idx + 1);
         assert!(verdict.arms[0].accuracy[seed_idx as usize].abs() < 1e-15);
-        let start =
-            format!("kept: the candidate's training diverged with seed {} of 5", seed_idx + 1);
+        let start = format!(
+            "not published: the candidate's training diverged with seed {} of 5",
+            seed_idx + 1
+        );
         assert!(verdict.reason.starts_with(&start), "{}", verdict.reason);
         let json = serde_json::to_string(&verdict).unwrap();
         assert_eq!(serde_json::from_str::<Verdict>(&json).unwrap(), verdict);

@@ -25,8 +25,10 @@ pub(super) fn decided(verdict: &Verdict, contenders: &[Contender<'_>]) -> String
     let gain = points(comparison.gain);
     match (verdict.is_better, comparison.gain > 0.0) {
         (true, _) => format!("published: {gain} points over {rival} ({numbers})"),
-        (false, true) => format!("kept: {gain} points over {rival} are not enough ({numbers})"),
-        (false, false) => format!("kept: {gain} points against {rival} ({numbers})"),
+        (false, true) => {
+            format!("not published: {gain} points over {rival} may be chance ({numbers})")
+        }
+        (false, false) => format!("not published: {gain} points against {rival} ({numbers})"),
     }
 }
 
@@ -40,7 +42,8 @@ pub(super) fn futile(
     let uppers: Vec<f64> = estimates.iter().map(|estimate| estimate.upper(&quantiles)).collect();
     let decisive = lowest(uppers.iter().copied());
     format!(
-        "kept: {} points against {} after {} of {} seeds (upper bound {} at level {}, {} images)",
+        "not published: {} points against {} after {} of {} seeds (upper bound {} at level {}, {} \
+         images)",
         points(estimates[decisive].gain),
         contenders[decisive + 1].words,
         verdict.n_seeds,
@@ -54,7 +57,7 @@ pub(super) fn futile(
 /// The candidate's training diverged.
 pub(super) fn diverged(verdict: &Verdict, why: &str) -> String {
     format!(
-        "kept: the candidate's training diverged with seed {} of {} ({why})",
+        "not published: the candidate's training diverged with seed {} of {} ({why})",
         verdict.n_seeds, verdict.n_seeds_max
     )
 }

@@ -63,7 +63,7 @@ fn rounds_table(rounds: &[RoundRecord]) -> Element {
         };
         let outcome = round
             .version
-            .map_or_else(|| "kept".to_owned(), |version| format!("published @{version}"));
+            .map_or_else(|| "not published".to_owned(), |version| format!("published @{version}"));
         vec![
             row_head(round.round),
             cell(outcome),
@@ -96,7 +96,7 @@ fn level(alpha: f64) -> String {
 fn round(round: &RoundRecord) -> Vec<Element> {
     let outcome = match round.version {
         Some(version) => format!("published as version {version}"),
-        None => "kept".to_owned(),
+        None => "not published".to_owned(),
     };
     let mut content = vec![el("h3").text(format!("Round {}: {outcome}", round.round))];
     if !round.summary.is_empty() {

@@ -40,13 +40,14 @@ const NAME_CHARS_MAX: usize = 60;
 pub enum ReportError {
     /// No journal.
     #[error(
-        "no search has run for dataset '{dataset}' yet: there is no journal {path}; set \
-         search.enabled = true, and 'fastaa-ctl search status' tells when the first units are done"
+        "no search of dataset '{dataset}' has finished a unit of work yet: there is no journal in \
+         a folder of {path}; 'fastaa-ctl search status' tells what the daemon's search does, and \
+         'fastaa-ctl search run --offline' runs one without a daemon"
     )]
     NoSearch {
         /// The dataset's name.
         dataset: String,
-        /// Where its journal would be.
+        /// The folder of its journals.
         path: PathBuf,
     },
     /// The journal cannot be read.
@@ -58,7 +59,8 @@ impl ReportError {
     fn from_journal(error: JournalError, dataset: &str, path: &Path) -> Self {
         match &error {
             JournalError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Self::NoSearch { dataset: dataset.to_owned(), path: path.to_owned() }
+                let path = path.parent().unwrap_or(path).to_owned();
+                Self::NoSearch { dataset: dataset.to_owned(), path }
             }
             _ => Self::Journal(error),
         }

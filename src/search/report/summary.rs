@@ -42,7 +42,7 @@ pub(super) fn section(input: &ReportInput) -> Vec<Element> {
     content.push(note(
         "CPU time counts every finished unit of work of all rounds, the training of the fold \
          models and of the gate’s models included. A figure for the paper’s algorithm is computed \
-         from its image passes and this search’s own seconds per pass; nobody ran it here.",
+         from its image passes and this search’s own seconds per pass: it is no measurement.",
     ));
     let notes = input.notes.iter().take(NOTES_MAX);
     content.extend(notes.map(|text| note(shortened(text, TEXT_CHARS_MAX))));
@@ -85,7 +85,10 @@ fn outcome(dataset: &str, round: &RoundRecord) -> String {
                 .map(|comparison| rival_name(&comparison.rival, round))
                 .collect();
             let rival = if unbeaten.is_empty() { incumbent.clone() } else { unbeaten.join(" or ") };
-            format!("Round {number} found nothing better than {rival}. Keeping {incumbent}.")
+            format!(
+                "Round {number} found nothing that was shown to be better than {rival}. Keeping \
+                 {incumbent}."
+            )
         }
     }
 }
@@ -108,7 +111,7 @@ fn facts(input: &ReportInput) -> Element {
     if let Some(round) = input.rounds.last() {
         let n_published = input.rounds.iter().filter(|round| round.version.is_some()).count();
         let algorithm = shortened(&round.algorithm, NAME_CHARS_MAX);
-        let rounds = format!("{} rounds finished, {n_published} published", input.rounds.len());
+        let rounds = format!("rounds finished: {}, published: {n_published}", input.rounds.len());
         facts.push(fact("Algorithm", &algorithm, &rounds));
     }
     let total = input.total();
@@ -121,8 +124,7 @@ fn facts(input: &ReportInput) -> Element {
         if total.cpu_seconds > 0.0 {
             let ratio = paper.cpu_seconds / total.cpu_seconds;
             let times = number(ratio, usize::from(ratio < 10.0));
-            let n_rounds = input.rounds.len();
-            let spent = format!("; {times} times what this search spent in {n_rounds} rounds");
+            let spent = format!("; {times} times what this search spent in all");
             beside.push_str(&spent);
         }
         let label = "The paper’s algorithm on the same data, computed";

@@ -78,7 +78,7 @@ pub enum TorchError {
     /// The host has too little memory.
     #[error(
         "{what} need about {needed_mib} MiB of memory, but {available_mib} MiB are available; \
-         choose a smaller model, a smaller crop or a smaller batch, or fewer threads"
+         choose a smaller search.model, a smaller crop, or fewer search.threads"
     )]
     Memory {
         /// Which models.

@@ -87,6 +87,12 @@ impl Script {
                 first.size()
             ));
         }
+        if f64::try_from(first.isfinite().all())? == 0.0 {
+            return Err(format!(
+                "its output for images of shape {sizes:?} with values between -1 and 1 is not \
+                 finite; look for a division by zero, or weights that are no numbers"
+            ));
+        }
         if first != second {
             return Err("its output is random in training mode; take the dropout out, because a \
                         search must be repeatable"
@@ -146,7 +152,9 @@ impl Script {
         let failed = |source| TorchError::Io { path: folder.display().to_string(), source };
         DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?;
         let file = folder.join("module.pt");
-        let module = self.module.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut module = self.module.lock().unwrap_or_else(PoisonError::into_inner);
+        // The mode is in the archive: the same weights are to be the same bytes.
+        module.f_set_train()?;
         let written = module.save(&file);
         drop(module);
         let bytes = fs::read(&file);
