@@ -371,7 +371,7 @@ fn a_search_that_is_out_of_budget_says_so() {
     let text = fs::read_to_string(host.config()).expect("reads");
     let quick = QUICK
         .replace("enabled = false", "enabled = true\nbudget_seconds = 1")
-        .replace("fold_epochs = 2", "fold_epochs = 300")
+        .replace("fold_epochs = 2", "fold_epochs = 60")
         + "[idle]\npolicy = \"always\"\n";
     fs::write(host.config(), text.replace("[search]\nenabled = false\n", &quick)).expect("writes");
     let daemon = host.start();

@@ -87,7 +87,7 @@ impl Script {
                 first.size()
             ));
         }
-        if f64::try_from(first.isfinite().all())? == 0.0 {
+        if i64::try_from(first.isfinite().all()).is_ok_and(|is_finite| is_finite == 0) {
             return Err(format!(
                 "its output for images of shape {sizes:?} with values between -1 and 1 is not \
                  finite; look for a division by zero, or weights that are no numbers"
