@@ -137,7 +137,9 @@ mod tests {
         let error = check_memory(&ModelSpec::ResNet18, &shape(100_000), 10, &training, 2)
             .expect_err("must be refused")
             .to_string();
-        for part in ["100000x100000x3", "MiB", "'resnet18'", "fewer search.threads", "smaller search.model"] {
+        for part in
+            ["100000x100000x3", "MiB", "'resnet18'", "fewer search.threads", "smaller search.model"]
+        {
             assert!(error.contains(part), "{error}");
         }
     }
