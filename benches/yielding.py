@@ -3,6 +3,8 @@
 latency     A GPU is played by tests/fake_nvml (cargo build --release --example fake_nvml), the
             rest is real. A client takes a batch while the search computes, --trials times; from
             just before the client asks until the kernel shows the search's process as stopped.
+eviction    The played GPU's memory fills up, --evictions times; until the search's process has
+            ended. Includes the wait for the next look at the GPU, 0.05 s.
 throughput  A small CNN trains on the processors from a stream, with a daemon that searches on
             idle processors and with one that does not, in turn; ratio of their rates, with the
             95 % interval of its mean by Student's t. Then the trainer pauses, and what the search
@@ -101,12 +103,29 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
 
 
-def latency(folder: Path, trials: int) -> None:
+def play(driver: Path, **changes: object) -> None:
+    """From now on the GPU does this."""
+    partial = driver / "partial"
+    partial.write_text(json.dumps({"devices": [GPU | changes]}))
+    partial.rename(driver / "script.json")
+
+
+def tell(what: str, values: list[float]) -> None:
+    values.sort()
+    p99 = values[math.ceil(0.99 * len(values)) - 1]
+    print(
+        f"{what}: median {statistics.median(values):.1f} ms, p99 {p99:.1f} ms, "
+        f"longest {values[-1]:.1f} ms of {len(values)}",
+        flush=True,
+    )
+
+
+def latency(folder: Path, trials: int, evictions: int) -> None:
     driver = folder / "driver"
     driver.mkdir()
     library = ROOT / "target/release/examples/libfake_nvml.so"
     shutil.copy(library, driver / "libnvidia-ml.so.1")
-    (driver / "script.json").write_text(json.dumps({"devices": [GPU]}))
+    play(driver)
     tables = f"""
 [search]
 enabled = true
@@ -118,7 +137,7 @@ quiet_seconds = 0.2
 sample_ms = 50
 """
     daemon = Daemon(folder / "latency", tables)
-    seen, told = [], []
+    seen, told, evicted = [], [], []
     try:
         with daemon.loader(64) as loader:
             batches = (batch for _ in range(10_000) for batch in loader)
@@ -140,15 +159,19 @@ sample_ms = 50
                 idle = status["idle"]
                 assert isinstance(idle, dict)
                 told.append(idle["yield_ms_last"])
+        for _ in range(evictions):
+            pid = daemon.wait_for("a search that computes", "running")["pid"]
+            start = time.perf_counter()
+            play(driver, memory_free=1 << 30)
+            while Path(f"/proc/{pid}").exists():
+                time.sleep(0.0002)
+            evicted.append(1000 * (time.perf_counter() - start))
+            play(driver)
     finally:
         daemon.stop()
-    for name, values in (("seen by the client", seen), ("told by the daemon", told)):
-        values.sort()
-        p99 = values[math.ceil(0.99 * len(values)) - 1]
-        print(
-            f"yield, {name}: median {statistics.median(values):.1f} ms, p99 {p99:.1f} ms, "
-            f"longest {values[-1]:.1f} ms of {len(values)}"
-        )
+    tell("yield, seen by the client", seen)
+    tell("yield, told by the daemon", told)
+    tell("eviction", evicted)
 
 
 def block(i: int, o: int, stride: int) -> nn.Sequential:
@@ -220,13 +243,14 @@ def throughput(folder: Path, rounds: int, seconds: float, pause: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--evictions", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=12)
     parser.add_argument("--pause", type=float, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fastaa-bench-") as name:
         if args.trials:
-            latency(Path(name), args.trials)
+            latency(Path(name), args.trials, args.evictions)
         if args.rounds:
             throughput(Path(name), args.rounds, args.seconds, args.pause)
 
