@@ -329,6 +329,25 @@ fn journals_are_kept_refused_and_cut() {
 }
 
 #[test]
+fn a_report_of_another_search_says_so() {
+    let search = Search::new();
+    assert!(search.run().status.success());
+    let report = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fastaa-loaderd"));
+        command.arg("search-worker").arg("--config").arg(search.dir.path().join("c.toml"));
+        command.arg("--report").arg(search.dir.path().join("r.html"));
+        let output = command.output().expect("the worker starts");
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(report(), "");
+    write_quarters(&search.dir.path().join("data"), 240, |sample_idx| sample_idx / 60);
+    assert!(report().contains("the report is of other data"), "{}", report());
+    search.configure("", &QUICK.replace("gate_seeds = 2", "gate_seeds = 3"));
+    assert!(report().contains("a search with other settings"), "{}", report());
+}
+
+#[test]
 fn an_unwritable_state_folder_is_named() {
     let search = Search::new();
     fs::write(search.dir.path().join("state"), b"a file").expect("writes");

@@ -198,6 +198,13 @@ fn report(config: &Path, path: &Path) -> Result<(), DaemonError> {
     let split = datasets.find(&dataset, "train").ok();
     let html = search_report::page(&places.state_dir, &dataset, split.as_deref())
         .map_err(DaemonError::Report)?;
+    #[cfg(feature = "torch")]
+    if let Some(split) = split.as_deref()
+        && let journal = search_report::newest_journal(&places.state_dir, &dataset)
+        && let Some(text) = search_worker::stranger(&config, &dataset, split, &journal)
+    {
+        let _ = writeln!(std::io::stderr(), "warning: {text}");
+    }
     let at = |source| DaemonError::File { path: path.to_owned(), source };
     let partial = path.with_extension("partial");
     std::fs::write(&partial, html).map_err(at)?;

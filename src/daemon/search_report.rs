@@ -27,7 +27,7 @@ pub(super) fn page(
 }
 
 /// The journal that was written last, or where one would be.
-fn newest_journal(state_dir: &Path, dataset: &str) -> PathBuf {
+pub(super) fn newest_journal(state_dir: &Path, dataset: &str) -> PathBuf {
     let dir = state_dir.join("search").join(dataset);
     let journals = std::fs::read_dir(&dir).into_iter().flatten().filter_map(|entry| {
         let path = entry.ok()?.path().join("journal");

@@ -37,7 +37,9 @@ use crate::search::gate::GateSettings;
 use crate::search::ledger::{JOURNAL_VERSION, Ledger};
 use crate::search::progress::{Event, Progress};
 use crate::search::torch::{self, LabOptions, ModelSpec, TorchError, TorchLab};
-use crate::search::{FoldOptions, FoldPlan, JournalError, JournalHeader, SearchError, plan_folds};
+use crate::search::{
+    FoldOptions, FoldPlan, JournalError, JournalHeader, SearchError, plan_folds, read_records,
+};
 
 /// Bytes of the hash that says which dataset a journal is of.
 const DIGEST_BYTES: usize = 16;
@@ -274,6 +276,30 @@ fn labels(split: &dyn Split) -> Result<Vec<i64>, DatasetError> {
         })
     };
     (0..split.info().n_samples).map(label).collect()
+}
+
+/// Says so if a journal is not of the search that the configuration describes now.
+pub(super) fn stranger(
+    config: &Config,
+    name: &str,
+    split: &dyn Split,
+    journal: &Path,
+) -> Option<String> {
+    let header = read_records::<serde_json::Value>(journal, JOURNAL_VERSION).ok()?.header;
+    let model = ModelSpec::parse(&config.search.model).ok()?;
+    let journal = journal.display();
+    if header.config != settings_digest(config, &model).ok()? || header.seed != config.search.seed {
+        return Some(format!(
+            "the report is of a search with other settings than the configuration's, {journal}; \
+             the present ones have finished nothing since"
+        ));
+    }
+    (header.dataset != content_digest(split, name).ok()?).then(|| {
+        format!(
+            "the report is of other data than dataset '{name}' has now, {journal}; only its \
+             pictures are of the present ones"
+        )
+    })
 }
 
 /// What the dataset is, whatever its files are called and whenever they were written: that of a
