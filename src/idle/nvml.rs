@@ -95,9 +95,17 @@ pub struct Own {
 
 #[derive(Debug)]
 struct Shared {
-    look: Mutex<(Look, Own, bool)>,
-    /// Says that the last field, "end", or a new look came.
+    state: Mutex<State>,
+    /// Says that there was a look, or that the thread is to end.
     changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    look: Look,
+    has_looked: bool,
+    own: Own,
+    is_to_end: bool,
 }
 
 /// The daemon's handle to the thread. Dropping it asks the thread to end, and does not wait for a
@@ -114,32 +122,33 @@ impl NvmlWatch {
     /// # Errors
     /// The system is out of threads.
     pub fn start(options: NvmlOptions, first: Duration) -> std::io::Result<Self> {
-        let state = (Look::none(), Own::default(), false);
-        let shared = Arc::new(Shared { look: Mutex::new(state), changed: Condvar::new() });
+        let state =
+            State { look: Look::none(), has_looked: false, own: Own::default(), is_to_end: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("nvml".to_owned())
             .spawn(move || look_until_told(&options, &theirs))?;
         let guard = lock(&shared);
-        let waited = shared.changed.wait_timeout(guard, first);
+        let waited = shared.changed.wait_timeout_while(guard, first, |state| !state.has_looked);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
         Ok(Self { shared, thread: Some(thread) })
     }
 
     /// The last look.
     pub fn look(&self) -> Look {
-        lock(&self.shared).0.clone()
+        lock(&self.shared).look.clone()
     }
 
     /// Tells whose use is the search's own.
     pub fn own(&self, own: Own) {
-        lock(&self.shared).1 = own;
+        lock(&self.shared).own = own;
     }
 }
 
 impl Drop for NvmlWatch {
     fn drop(&mut self) {
-        lock(&self.shared).2 = true;
+        lock(&self.shared).is_to_end = true;
         self.shared.changed.notify_all();
         // A thread inside a driver's call that hangs ends with the process.
         if let Some(thread) = self.thread.take()
@@ -150,24 +159,25 @@ impl Drop for NvmlWatch {
     }
 }
 
-fn lock(shared: &Shared) -> MutexGuard<'_, (Look, Own, bool)> {
-    shared.look.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(shared: &Shared) -> MutexGuard<'_, State> {
+    shared.state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     /// Tells a look; gives who is the daemon's own, or `None` if it is to end.
     fn tell(&self, look: Look) -> Option<Own> {
         let mut state = lock(self);
-        state.0 = look;
+        state.look = look;
+        state.has_looked = true;
         self.changed.notify_all();
-        (!state.2).then_some(state.1)
+        (!state.is_to_end).then_some(state.own)
     }
 
     /// Waits; whether to go on.
     fn wait(&self, time: Duration) -> bool {
         let guard = lock(self);
-        let waited = self.changed.wait_timeout_while(guard, time, |state| !state.2);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.2
+        let waited = self.changed.wait_timeout_while(guard, time, |state| !state.is_to_end);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.is_to_end
     }
 }
 
@@ -190,7 +200,10 @@ fn look_until_told(options: &NvmlOptions, shared: &Shared) {
                         None => return,
                     }
                 }
-                Ok(None) => return,
+                Ok(None) => {
+                    shared.tell(Look::none());
+                    return;
+                }
                 Err(error) => error.to_string(),
             },
             // Without a driver there is no GPU; it does not come while the daemon runs.
@@ -277,7 +290,7 @@ impl<'nvml> Session<'nvml> {
     fn run(mut self, options: &NvmlOptions, shared: &Shared) -> Option<String> {
         let info = self.info();
         info!(gpu = info.name, uuid = info.uuid, "looking at this GPU");
-        let mut own = lock(shared).1;
+        let mut own = lock(shared).own;
         loop {
             match self.look(own) {
                 Ok(look) => own = shared.tell(look)?,
