@@ -5,10 +5,10 @@ latency     A GPU is played by tests/fake_nvml (cargo build --release --example 
             just before the client asks until the kernel shows the search's process as stopped.
 eviction    The played GPU's memory fills up, --evictions times; until the search's process has
             ended. Includes the wait for the next look at the GPU, 0.05 s.
-throughput  A small CNN trains on the processors from a stream, with a daemon that searches on
-            idle processors and with one that does not, in turn; ratio of their rates, with the
-            95 % interval of its mean by Student's t. Then the trainer pauses, and what the search
-            computes meanwhile is told.
+throughput  A small CNN trains on the processors from a stream of a daemon that searches on idle
+            processors. Windows of --seconds alternate: the search may run, or a user has paused it.
+            Ratio of neighbouring windows' rates, with the 95 % interval of its mean by Student's t.
+            Then the trainer pauses, and what the search computes meanwhile is told.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import fastaa
@@ -64,13 +65,17 @@ class Daemon:
         binary = os.environ.get("FASTAA_LOADERD", str(ROOT / "target/release/fastaa-loaderd"))
         self.process = subprocess.Popen([binary, "--config", str(path)])
 
-    def status(self) -> dict[str, object] | None:
-        """What the search does; `None` while the daemon starts."""
+    def ctl(self, *arguments: str) -> dict[str, object] | None:
+        """What a command says; `None` if it fails."""
         binary = os.environ.get("FASTAA_CTL", str(ROOT / "target/release/fastaa-ctl"))
         run_dir = str(self.folder / "run")
-        command = [binary, "--runtime-dir", run_dir, "--json", "search", "status"]
+        command = [binary, "--runtime-dir", run_dir, "--json", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return None if done.returncode else json.loads(done.stdout)
+
+    def status(self) -> dict[str, object] | None:
+        """What the search does; `None` while the daemon starts."""
+        return self.ctl("search", "status")
 
     def wait_for(self, what: str, state: str) -> dict[str, object]:
         end = time.monotonic() + READY_SECONDS_MAX
@@ -179,73 +184,75 @@ def block(i: int, o: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
 
 
-def train(loader: fastaa.Loader, seconds: float) -> float:
-    """Trains for a while; images per second."""
+def train(loader: fastaa.Loader) -> Iterator[int]:
+    """Trains for ever; the sizes of its batches."""
     torch.manual_seed(0)
     net = nn.Sequential(
         block(1, 16, 2), block(16, 32, 1), block(32, 64, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     net.append(nn.Linear(64, 10))
     sgd = torch.optim.SGD(net.parameters(), 0.05, 0.9)
-    warm_up, start, n_images = 2.0, time.perf_counter(), 0
     while True:
         for images, labels in loader:
             loss = nn.functional.cross_entropy(net(images), labels)
             sgd.zero_grad()
             loss.backward()
             sgd.step()
-            now = time.perf_counter()
-            if warm_up and now - start > warm_up:
-                warm_up, start, n_images = 0.0, now, 0
-            n_images += len(images)
-            if not warm_up and now - start > seconds:
-                return n_images / (now - start)
+            yield len(images)
+
+
+def rate(training: Iterator[int], seconds: float) -> float:
+    start, n_images = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        n_images += next(training)
+    return n_images / (time.perf_counter() - start)
 
 
 def computed(daemon: Daemon) -> float:
-    """CPU seconds of the search's process so far; it may be between two reports."""
+    """CPU seconds of the search's process so far."""
     status = daemon.status()
     assert status is not None
-    if status["pid"] is None:
-        return 0.0
     fields = Path(f"/proc/{status['pid']}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def throughput(folder: Path, rounds: int, seconds: float, pause: float) -> None:
-    ratios, harvested = [], []
-    for number in range(rounds):
-        rates = {}
-        # The order turns, so that a drift of the machine falls on both alike.
-        for kind in ("true", "false") if number % 2 else ("false", "true"):
-            tables = f"[search]\nenabled = {kind}\nreduced = 4000\n"
-            daemon = Daemon(folder / f"{number}-{kind}", tables)
-            try:
-                with daemon.loader(128) as loader:
-                    if kind == "true":
-                        # The search has begun: it must yield, not merely not begin.
-                        daemon.wait_for("a search that computes", "running")
-                    rates[kind] = train(loader, seconds)
-                    if kind == "true":
-                        before = computed(daemon)
-                        time.sleep(pause)
-                        harvested.append(computed(daemon) - before)
-            finally:
-                daemon.stop()
-        ratios.append(rates["true"] / rates["false"])
-        print(f"with {rates['true']:,.0f}, without {rates['false']:,.0f} img/s", flush=True)
+    daemon = Daemon(folder / "throughput", "[search]\nenabled = true\nreduced = 4000\n")
+    rates: dict[str, list[float]] = {"resume": [], "pause": []}
+    try:
+        with daemon.loader(128) as loader:
+            # The search has begun: it must yield, not merely not begin.
+            daemon.wait_for("a search that computes", "running")
+            training = train(loader)
+            rate(training, 2 * seconds)
+            before = computed(daemon)
+            for number in range(rounds):
+                # The order turns, so that a drift of the machine falls on both alike.
+                for wish in ("resume", "pause") if number % 2 else ("pause", "resume"):
+                    daemon.ctl("search", wish)
+                    rates[wish].append(rate(training, seconds))
+            daemon.ctl("search", "resume")
+            beside = computed(daemon) - before
+            time.sleep(pause)
+            harvested = computed(daemon) - before - beside
+    finally:
+        daemon.stop()
+    ratios = [on / off for on, off in zip(rates["resume"], rates["pause"], strict=True)]
+    # Two-sided 95 % points of Student's t; 2.1 is right for twenty.
     t95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-    half = t95.get(rounds - 1, 2.2) * statistics.stdev(ratios) / math.sqrt(rounds)
-    print(f"with / without the search: {statistics.mean(ratios):.3f} ± {half:.3f}")
-    print(f"in pauses of {pause:g} s the search computed {statistics.mean(harvested):.1f} CPU s")
+    half = t95.get(rounds - 1, 2.1) * statistics.stdev(ratios) / math.sqrt(rounds)
+    medians = {wish: statistics.median(values) for wish, values in rates.items()}
+    print(f"training: {medians['resume']:,.0f} img/s, search paused: {medians['pause']:,.0f}")
+    print(f"ratio: {statistics.mean(ratios):.3f} ± {half:.3f} of {rounds} pairs of {seconds:g} s")
+    print(f"the search computed {beside:.1f} CPU s beside it, {harvested:.1f} in {pause:g} s alone")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--evictions", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=12)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--pause", type=float, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fastaa-bench-") as name:
