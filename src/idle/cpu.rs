@@ -8,6 +8,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// A shorter time is too few ticks of 10 ms to say how busy a core was.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
 /// What the processors did between two looks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuSample {
@@ -38,6 +41,9 @@ pub struct CpuWatch {
     n_cores: f64,
     ticks_per_second: f64,
     before: Option<(Duration, Option<u32>, Counters)>,
+    /// The search computed at some time since `before`.
+    has_run: bool,
+    last: Option<CpuSample>,
 }
 
 impl CpuWatch {
@@ -49,13 +55,34 @@ impl CpuWatch {
             n_cores: n_cores as f64,
             ticks_per_second: rustix::param::clock_ticks_per_second() as f64,
             before: None,
+            has_run: false,
+            last: None,
         }
     }
 
-    /// What happened since the last look; `None` at the first one, after one that failed, and where
+    /// What happened since the last look, or what that look gave if it was just now: whoever is
+    /// woken often looks often. `None` at the first one, after one that failed, and where
     /// there is no `/proc/stat`. `search` is the search's process, `is_running` whether it computed
     /// at any time since the last look.
     pub fn look(
+        &mut self,
+        now: Duration,
+        search: Option<u32>,
+        is_running: bool,
+    ) -> Option<CpuSample> {
+        self.has_run |= is_running;
+        let is_just_now = |(then, ..): &(Duration, Option<u32>, Counters)| {
+            now.saturating_sub(*then) < INTERVAL_MIN
+        };
+        if self.before.as_ref().is_some_and(is_just_now) {
+            return self.last;
+        }
+        let is_running = std::mem::take(&mut self.has_run);
+        self.last = self.sample(now, search, is_running);
+        self.last
+    }
+
+    fn sample(
         &mut self,
         now: Duration,
         search: Option<u32>,
@@ -70,8 +97,9 @@ impl CpuWatch {
         if seconds <= 0.0 {
             return None;
         }
-        // Another process has other counters: its share of this time is not known.
-        let own = if whose == search { counters.own.saturating_sub(before.own) } else { 0 };
+        // A process that is new since then spent all its time since then.
+        let own_before = if whose == search { before.own } else { 0 };
+        let own = counters.own.saturating_sub(own_before);
         let busy = counters.busy.saturating_sub(before.busy).saturating_sub(own);
         let waited = counters.waited.zip(before.waited).filter(|_| !is_running);
         Some(CpuSample {
@@ -166,6 +194,12 @@ mod tests {
         write(folder.path(), "pressure/cpu", "some avg10=0 total=1700000\n");
         let sample = watch.look(4 * second, Some(9), false).unwrap();
         assert!((sample.pressure.unwrap() - 0.2).abs() < 1e-9, "{sample:?}");
-        assert_eq!(watch.look(4 * second, Some(9), false), None, "no time has passed");
+        let again = watch.look(4 * second + INTERVAL_MIN / 2, Some(9), true);
+        assert_eq!(again, Some(sample), "too few ticks for a look of its own");
+        write(folder.path(), "stat", "cpu  430 0 0 0\n");
+        write(folder.path(), "8/stat", &process(30));
+        let sample = watch.look(5 * second, Some(8), false).unwrap();
+        assert!(sample.busy_others.abs() < 1e-9, "a new search's time is its own: {sample:?}");
+        assert_eq!(sample.pressure, None, "it ran between the looks");
     }
 }
