@@ -39,7 +39,7 @@ pub(super) struct SearchProcess {
 pub(super) struct IdleWatch {
     board: Arc<DemandBoard>,
     cpu: CpuWatch,
-    nvml: Option<NvmlWatch>,
+    nvml: NvmlWatch,
     decider: Decider,
     began: Instant,
     interval: Duration,
@@ -78,7 +78,7 @@ impl IdleWatch {
         Ok(Self {
             board,
             cpu: CpuWatch::new(Path::new("/proc")),
-            nvml: Some(NvmlWatch::start(options, FIRST_LOOK_MAX)?),
+            nvml: NvmlWatch::start(options, FIRST_LOOK_MAX)?,
             decider: Decider::new(rules, Duration::ZERO),
             began: Instant::now(),
             interval,
@@ -104,18 +104,13 @@ impl IdleWatch {
     /// Decides anew.
     pub(super) fn decide(&mut self, search: SearchProcess) -> Decision {
         let own = Own { search: search.pid, is_on_gpu: search.is_on_gpu };
-        let look = self.nvml.as_ref().map(|nvml| {
-            nvml.own(own);
-            nvml.look()
-        });
+        self.nvml.own(own);
+        let look = self.nvml.look();
         let now = self.began.elapsed();
         let seen = Seen {
-            demands: self.demands(look.as_ref()),
+            demands: self.demands(&look),
             cpu: self.cpu.look(now, search.pid, search.has_run),
-            gpu: match &look {
-                Some(look) if search.is_on_gpu || self.is_gpu_named => look.gpu.clone(),
-                _ => Gpu::None,
-            },
+            gpu: if search.is_on_gpu || self.is_gpu_named { look.gpu.clone() } else { Gpu::None },
         };
         let decision = self.decider.decide(now, &seen);
         let before = self.last.replace(decision.clone());
@@ -124,7 +119,7 @@ impl IdleWatch {
         } else if before.is_some_and(|before| before.reason != decision.reason) {
             debug!(verdict = decision.verdict.name(), reason = %decision.reason, "the device");
         }
-        self.tell(&decision, look.as_ref());
+        self.tell(&decision, Some(&look));
         decision
     }
 
@@ -141,10 +136,10 @@ impl IdleWatch {
     }
 
     /// Who takes batches, and whether it is where the search computes.
-    fn demands(&self, look: Option<&Look>) -> Vec<(Demand, Place)> {
-        let uuid = look.and_then(|look| look.info.as_ref()).map(|info| info.uuid.as_str());
+    fn demands(&self, look: &Look) -> Vec<(Demand, Place)> {
+        let uuid = look.info.as_ref().map(|info| info.uuid.as_str());
         let place = |Consumer(pid): Consumer| {
-            let (Some(look), Some(uuid), Some(pid)) = (look, uuid, pid) else {
+            let (Some(uuid), Some(pid)) = (uuid, pid) else {
                 return Place::HereOrUnknown;
             };
             let is_on = |(_, pids): &(&String, &BTreeSet<u32>)| pids.contains(&pid);

@@ -30,7 +30,7 @@ use tracing::error;
 
 use crate::config::IdleConfig;
 use crate::control::{ControlFailure, FailureCode, IdleReport, SearchReport};
-use crate::idle::demand::DemandBoard;
+use crate::idle::demand::{ACTIVE, DemandBoard};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
 
 use supervisor::Supervisor;
@@ -42,8 +42,6 @@ pub use super::search_state::{Backoff, Phase};
 
 /// How long the supervisor may take to answer; it only signals and starts processes.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
-/// A consumer is active for so long after a batch.
-const CONSUMER_ACTIVE: Duration = Duration::from_secs(1);
 
 /// When the first worker is started.
 #[derive(Clone, Debug)]
@@ -73,7 +71,7 @@ impl IdleOptions {
     pub fn new(config: IdleConfig, threads: usize) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let theirs = Arc::clone(&wake);
-        let board = DemandBoard::new(CONSUMER_ACTIVE, move || wake_up(&theirs));
+        let board = DemandBoard::new(ACTIVE, move || wake_up(&theirs));
         Ok(Self { config, threads, board: Arc::new(board), wake })
     }
 

@@ -14,7 +14,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::cpu::CpuSample;
-use super::demand::Demand;
+use super::demand::{ACTIVE, Demand};
 use super::gpu::{Gpu, GpuSample, Sharing};
 
 /// When a device is idle.
@@ -40,7 +40,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             quiet: Duration::from_secs(5),
-            active: Duration::from_secs(1),
+            active: ACTIVE,
             foreign_max: 0.05,
             memory_free_min: 0.1,
             cores_wanted: 2.0,

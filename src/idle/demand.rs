@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::limits::SESSIONS_MAX;
 
+/// A consumer is active for so long after a batch.
+pub const ACTIVE: Duration = Duration::from_secs(1);
+
 /// A process that takes batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Consumer(
@@ -103,8 +106,6 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-
-    const ACTIVE: Duration = Duration::from_secs(1);
 
     #[test]
     fn it_wakes_for_the_first_batch_and_after_a_gap() {
