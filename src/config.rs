@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX, WORKER_THREADS_MAX};
 use crate::pipeline::recipe::{Recipe, RecipeError};
 
-pub use search::{IdleConfig, IdlePolicy, SEARCH_MODELS, SearchAlgorithm, SearchConfig};
+pub use search::{
+    IdleConfig, IdlePolicy, SEARCH_MODELS, SearchAlgorithm, SearchConfig, SearchDevice,
+};
 
 /// The whole configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

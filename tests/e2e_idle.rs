@@ -89,18 +89,24 @@ impl Host {
 
     /// With a shell script as the worker.
     fn start_with(library: &Path, script: &str) -> Self {
+        Self::start_on(library, Some("0"), true, script)
+    }
+
+    /// With or without a GPU in the configuration, and one that the search may use.
+    fn start_on(library: &Path, gpu: Option<&str>, may_use_gpu: bool, script: &str) -> Self {
         let config = IdleConfig {
             nvml_library: Some(library.to_owned()),
-            gpu: Some("0".to_owned()),
+            gpu: gpu.map(str::to_owned),
             quiet_seconds: QUIET,
             sample_ms: SAMPLE_MS,
             ..IdleConfig::default()
         };
-        let idle = IdleOptions::new(config, 1).unwrap();
+        let idle = IdleOptions::new(config, 1, may_use_gpu).unwrap();
         let board = idle.board();
         let command = WorkerCommand {
             program: "/bin/sh".into(),
             args: ["-c", script].map(Into::into).into(),
+            env: vec![],
         };
         let searcher = Searcher::start(SearcherOptions {
             command,
@@ -265,6 +271,51 @@ fn a_driver_that_does_not_tell_processes_is_believed_only_when_nothing_runs() {
     driver.play(&gpu(&json!({ "tells_processes": false, "utilisation": 30 })));
     host.wait_for_decision("pause", "the driver does not tell whose work the GPU does");
     wait_until_stopped(pid);
+}
+
+#[test]
+fn a_search_that_may_use_a_gpu_is_believed_on_it_until_it_says_otherwise() {
+    let busy = json!([{ "pid": STRANGER, "sm": 100 }]);
+    let busy = gpu(&json!({ "utilisation": 100, "processes": busy }));
+    let driver = FakeDriver::new(&busy);
+    let script = r#"
+        echo "{\"event\": \"note\", \"text\": \"CUDA sees $CUDA_VISIBLE_DEVICES\"}"
+        until [ -e "$0" ]; do sleep 0.01; done
+        echo '{"event": "progress", "is_on_gpu": false}'
+        exec sleep 1000"#;
+    let told = driver.folder.path().join("told");
+    let script = script.replace("$0", told.to_str().unwrap());
+    let host = Host::start_on(&driver.library(), None, true, &script);
+    host.wait_for_decision("pause", "process 4000000 uses the GPU");
+    assert_eq!(host.searcher.report().pid, None, "it was started on a GPU that others use");
+    driver.play(&idle());
+    // It is told which GPU it was, that was watched.
+    let uuid = "CUDA sees GPU-11111111-2222-3333-4444-555555555555";
+    host.wait_for("the GPU's name", |report| report.notes.iter().any(|note| note == uuid));
+    driver.play(&busy);
+    host.wait_for_decision("pause", "process 4000000 uses the GPU");
+    driver.play(&idle());
+    std::fs::write(&told, "").unwrap();
+    host.wait_for("progress", |report| report.progress.is_some());
+    // From now on the processors decide, whatever the GPU does.
+    driver.play(&busy);
+    host.wait_for("a look at the busy GPU", |report| {
+        let idle = report.idle.as_ref().unwrap();
+        idle.gpu.as_ref().is_some_and(|gpu| gpu.utilisation == Some(1.0))
+            && !idle.reason.contains("GPU")
+    });
+}
+
+#[test]
+fn a_search_on_processors_leaves_gpus_alone() {
+    let busy = json!([{ "pid": STRANGER, "sm": 100 }]);
+    let driver = FakeDriver::new(&gpu(&json!({ "utilisation": 100, "processes": busy })));
+    let script = r#"
+        echo "{\"event\": \"note\", \"text\": \"CUDA sees ${CUDA_VISIBLE_DEVICES-what it likes}\"}"
+        exec sleep 1000"#;
+    let host = Host::start_on(&driver.library(), None, false, script);
+    let words = "CUDA sees what it likes";
+    host.wait_for("its start", |report| report.notes.iter().any(|note| note == words));
 }
 
 #[test]

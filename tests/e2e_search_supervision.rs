@@ -22,7 +22,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// A searcher whose worker is a shell script.
 fn searcher_that(start: StartWhen, script: &str, backoff: Backoff) -> Searcher {
     let args = ["-c", script].map(Into::into).into();
-    let command = WorkerCommand { program: "/bin/sh".into(), args };
+    let command = WorkerCommand { program: "/bin/sh".into(), args, env: vec![] };
     let dataset = "digits".to_owned();
     let options =
         SearcherOptions { command, start, backoff, dataset, budget_seconds: 60, idle: None };
@@ -164,7 +164,8 @@ fn a_crash_loop_waits_and_a_person_need_not() {
 
 #[test]
 fn what_cannot_be_started_is_a_crash_with_its_reason() {
-    let command = WorkerCommand { program: "/nowhere/fastaa-loaderd".into(), args: vec![] };
+    let command =
+        WorkerCommand { program: "/nowhere/fastaa-loaderd".into(), args: vec![], env: vec![] };
     let searcher = Searcher::start(SearcherOptions {
         command,
         start: StartWhen::AtOnce,

@@ -29,7 +29,7 @@ echo '{"event": "progress", "algorithm": "ranged", "round": 3, "n_rounds": 4, "s
 fn start(script: &str) -> TestServer {
     let args = ["-c", script].map(Into::into).into();
     let searcher = Searcher::start(SearcherOptions {
-        command: WorkerCommand { program: "/bin/sh".into(), args },
+        command: WorkerCommand { program: "/bin/sh".into(), args, env: vec![] },
         start: StartWhen::AtOnce,
         backoff: Backoff::default(),
         dataset: "mnist".to_owned(),

@@ -33,6 +33,8 @@ pub struct SearchConfig {
     pub algorithm: SearchAlgorithm,
     /// `small-cnn`, `wrn-40-2`, `wrn-28-10`, `resnet18`, or the path of a TorchScript module.
     pub model: String,
+    /// What it computes on.
+    pub device: SearchDevice,
     /// Search on this many samples, stratified; 0: all.
     pub reduced: u64,
     /// Number of folds K.
@@ -70,6 +72,7 @@ impl Default for SearchConfig {
             dataset: None,
             algorithm: SearchAlgorithm::Ranged,
             model: "small-cnn".to_owned(),
+            device: SearchDevice::Auto,
             reduced: 4000,
             folds: 5,
             rounds: 0,
@@ -98,6 +101,18 @@ pub enum SearchAlgorithm {
     Structured,
     /// Ranges cut by affinity.
     Ranged,
+}
+
+/// What the search computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SearchDevice {
+    /// A GPU if libtorch can use one, else the processors.
+    Auto,
+    /// The processors.
+    Cpu,
+    /// A GPU; without one the search fails.
+    Cuda,
 }
 
 /// `[idle]`.

@@ -28,8 +28,8 @@ const DEMAND_HORIZON: Duration = Duration::from_secs(60);
 pub(super) struct SearchProcess {
     /// Its number, if there is one.
     pub(super) pid: Option<u32>,
-    /// Whether it computes on a GPU, as it says itself.
-    pub(super) is_on_gpu: bool,
+    /// Whether it computes on a GPU, as it says itself; `None` before it said anything.
+    pub(super) is_on_gpu: Option<bool>,
     /// Whether it may have computed since the last decision.
     pub(super) has_run: bool,
 }
@@ -45,6 +45,8 @@ pub(super) struct IdleWatch {
     interval: Duration,
     /// The configuration names a GPU: that one decides, whatever computes where.
     is_gpu_named: bool,
+    /// The search takes a GPU if there is one: so it is believed until it says otherwise.
+    may_use_gpu: bool,
     last: Option<Decision>,
     n_yields: u64,
     /// From the demand to the signal, of the last yield to a consumer, and the longest.
@@ -54,13 +56,15 @@ pub(super) struct IdleWatch {
 }
 
 impl IdleWatch {
-    /// Begins to watch. `threads` is how many cores the search takes.
+    /// Begins to watch. `threads` is how many cores the search takes, `may_use_gpu` whether it
+    /// takes a GPU if there is one.
     ///
     /// # Errors
     /// The system is out of threads.
     pub(super) fn start(
         config: &IdleConfig,
         threads: usize,
+        may_use_gpu: bool,
         board: Arc<DemandBoard>,
     ) -> std::io::Result<Self> {
         let interval = Duration::from_millis(config.sample_ms);
@@ -83,6 +87,7 @@ impl IdleWatch {
             began: Instant::now(),
             interval,
             is_gpu_named: config.gpu.is_some(),
+            may_use_gpu,
             last: None,
             n_yields: 0,
             latency: None,
@@ -96,6 +101,12 @@ impl IdleWatch {
         self.interval
     }
 
+    /// UUID of the GPU that a search which takes one is to use.
+    pub(super) fn gpu(&self) -> Option<String> {
+        let info = self.nvml.look().info.filter(|_| self.may_use_gpu);
+        info.map(|info| info.uuid)
+    }
+
     /// Where the last decision can be read, by any thread.
     pub(super) fn report(&self) -> Arc<Mutex<IdleReport>> {
         Arc::clone(&self.report)
@@ -103,14 +114,14 @@ impl IdleWatch {
 
     /// Decides anew.
     pub(super) fn decide(&mut self, search: SearchProcess) -> Decision {
-        let own = Own { search: search.pid, is_on_gpu: search.is_on_gpu };
-        self.nvml.own(own);
         let look = self.nvml.look();
+        let is_on_gpu = search.is_on_gpu.unwrap_or(self.may_use_gpu && look.info.is_some());
+        self.nvml.own(Own { search: search.pid, is_on_gpu });
         let now = self.began.elapsed();
         let seen = Seen {
             demands: self.demands(&look),
             cpu: self.cpu.look(now, search.pid, search.has_run),
-            gpu: if search.is_on_gpu || self.is_gpu_named { look.gpu.clone() } else { Gpu::None },
+            gpu: if is_on_gpu || self.is_gpu_named { look.gpu.clone() } else { Gpu::None },
         };
         let decision = self.decider.decide(now, &seen);
         let before = self.last.replace(decision.clone());

@@ -28,6 +28,8 @@ pub struct WorkerCommand {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// Variables of its environment, beside the daemon's.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 /// What a look at the worker's output gave.
@@ -57,9 +59,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn start(command: &WorkerCommand) -> io::Result<Self> {
+    /// Starts it, with `gpu` as the one that CUDA shows to it.
+    pub(super) fn start(command: &WorkerCommand, gpu: Option<&str>) -> io::Result<Self> {
         let mut child = Command::new(&command.program)
             .args(&command.args)
+            .envs(command.env.iter().map(|(name, value)| (name, value)))
+            .envs(gpu.map(|gpu| ("CUDA_VISIBLE_DEVICES", gpu)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -27,7 +27,7 @@ use tracing::warn;
 
 use super::datasets::{Datasets, OpenDatasetError};
 use super::{DaemonError, EXIT_CONFIG, logging, places};
-use crate::config::{Config, SearchAlgorithm, SearchConfig};
+use crate::config::{Config, SearchAlgorithm, SearchConfig, SearchDevice};
 use crate::dataset::{DatasetError, Label, LabelKind, Pixels, Split};
 use crate::pipeline::recipe::Recipe;
 use crate::policy::{PolicyError, PolicyStore};
@@ -36,7 +36,7 @@ use crate::search::engine::{self, Plan};
 use crate::search::gate::GateSettings;
 use crate::search::ledger::{JOURNAL_VERSION, Ledger};
 use crate::search::progress::{Event, Progress};
-use crate::search::torch::{self, LabOptions, ModelSpec, TorchError, TorchLab};
+use crate::search::torch::{self, LabOptions, ModelSpec, Processor, TorchError, TorchLab};
 use crate::search::{
     FoldOptions, FoldPlan, JournalError, JournalHeader, SearchError, plan_folds, read_records,
 };
@@ -79,7 +79,8 @@ impl WorkerError {
                     | JournalError::Locked { .. }
             ),
             Self::Search(SearchError::Lab(crate::search::lab::LabError::Failed(_)))
-            | Self::Torch(TorchError::Io { .. })
+            // A driver that is being updated comes back.
+            | Self::Torch(TorchError::Io { .. } | TorchError::Cuda { .. })
             | Self::Sample { .. }
             | Self::Store(_)
             | Self::File { .. } => false,
@@ -135,7 +136,8 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         labels(&*split).map_err(|source| WorkerError::Sample { name: dataset.clone(), source })?;
     let plan = fold_plan(search, &labels, n_classes)?;
     let model = ModelSpec::parse(&search.model)?;
-    let digest = settings_digest(&config, &model)?;
+    let (processor, remark) = processor(search.device)?;
+    let digest = settings_digest(&config, &model, processor)?;
     let name = format!("{}-{}", algorithm(search.algorithm).name(), &digest[..12]);
     let dir = places.state_dir.join("search").join(&dataset).join(name);
     std::fs::create_dir_all(&dir)
@@ -147,9 +149,8 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         seed: search.seed,
     };
     let ledger = open_ledger(search, &dir.join("journal"), &header)?;
-    if let Some(note) = plan.gate_note() {
-        ledger.note(note);
-    }
+    ledger.update(|progress| progress.is_on_gpu = processor == Processor::Cuda);
+    remark.into_iter().chain(plan.gate_note()).for_each(|note| ledger.note(note));
     let store = PolicyStore::open(places.state_dir.join("policies"))?;
     let summary = plan.summary();
     let lab_options = LabOptions {
@@ -159,6 +160,7 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         gate_epochs: search.gate_epochs,
         n_judged_max: search.gate_images,
         seed: search.seed,
+        processor,
         n_threads: search.threads,
     };
     let lab = TorchLab::new(split, n_classes, plan, lab_options, &dir.join("models"))?;
@@ -173,6 +175,20 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
         folds: summary,
     };
     Ok(engine::run(&lab, &ledger, &store, &plan)?)
+}
+
+/// Where to compute, and what there is to say of it.
+fn processor(device: SearchDevice) -> Result<(Processor, Option<String>), TorchError> {
+    match device {
+        SearchDevice::Cpu => Ok((Processor::Cpu, None)),
+        SearchDevice::Cuda => Ok((Processor::gpu()?, None)),
+        SearchDevice::Auto => Ok(match Processor::best() {
+            Ok(processor) => (processor, None),
+            Err(error) => {
+                (Processor::Cpu, Some(format!("the search uses the processors: {error}")))
+            }
+        }),
+    }
 }
 
 fn fold_plan(
@@ -288,7 +304,11 @@ pub(super) fn stranger(
     let header = read_records::<serde_json::Value>(journal, JOURNAL_VERSION).ok()?.header;
     let model = ModelSpec::parse(&config.search.model).ok()?;
     let journal = journal.display();
-    if header.config != settings_digest(config, &model).ok()? || header.seed != config.search.seed {
+    let is_of_settings = |processor| {
+        settings_digest(config, &model, processor).is_ok_and(|digest| digest == header.config)
+    };
+    let is_known = [Processor::Cpu, Processor::Cuda].into_iter().any(is_of_settings);
+    if !is_known || header.seed != config.search.seed {
         return Some(format!(
             "the report is of a search with other settings than the configuration's, {journal}; \
              the present ones have finished nothing since"
@@ -326,14 +346,18 @@ fn content_digest(split: &dyn Split, name: &str) -> Result<String, WorkerError> 
 }
 
 /// SHA-256 of every setting that a result depends on, but the seed; hexadecimal digits.
-fn settings_digest(config: &Config, model: &ModelSpec) -> Result<String, WorkerError> {
+fn settings_digest(
+    config: &Config,
+    model: &ModelSpec,
+    processor: Processor,
+) -> Result<String, WorkerError> {
     let search = &config.search;
     let Recipe { crop, hflip, cutout, normalize, .. } = &config.stream.defaults;
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let settings = json!({
+    let mut settings = json!({
         "algorithm": search.algorithm,
         "model": model.identity()?,
-        "precision": torch::precision_here(),
+        "precision": processor.precision().name(),
         "reduced": search.reduced,
         "folds": search.folds,
         "fold_epochs": search.fold_epochs,
@@ -342,5 +366,8 @@ fn settings_digest(config: &Config, model: &ModelSpec) -> Result<String, WorkerE
         "gate_images": search.gate_images,
         "recipe": { "crop": crop, "hflip": hflip, "cutout": cutout, "normalize": normalize },
     });
+    if processor != Processor::Cpu {
+        settings["device"] = processor.name().into();
+    }
     Ok(hex(&Sha256::digest(settings.to_string())))
 }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, IdlePolicy};
+use crate::config::{Config, IdlePolicy, SearchDevice};
 use crate::control::{ControlServer, ServerOptions};
 use crate::policy::{EpochPins, PolicyStore};
 use crate::transport::server::{ServerConfig, ServerHandle, StreamServer};
@@ -52,7 +52,7 @@ pub(super) fn serve(
         store.resolve(policy, &name).map_err(DaemonError::DefaultPolicy)?;
     }
     let n_threads = config.workers.n_threads();
-    let idle = IdleOptions::new(config.idle.clone(), config.search.threads)?;
+    let idle = IdleOptions::new(config.idle.clone(), config.search.threads, may_use_gpu(config))?;
     let provider = Arc::new(Provider {
         datasets: datasets.clone(),
         defaults: config.stream.defaults.clone(),
@@ -140,6 +140,10 @@ fn token_path(config: &Config, places: &Places) -> PathBuf {
 }
 
 /// This program itself is the worker's: `fastaa-loaderd search-worker --config FILE`.
+fn may_use_gpu(config: &Config) -> bool {
+    config.search.device != SearchDevice::Cpu
+}
+
 fn searcher_options(
     config: &Config,
     config_path: &Path,
@@ -159,10 +163,17 @@ fn searcher_options(
             IdlePolicy::Auto | IdlePolicy::Always => StartWhen::AtOnce,
         }
     };
+    let gpu = config.idle.gpu.as_ref().filter(|_| may_use_gpu(config));
     Ok(SearcherOptions {
         command: WorkerCommand {
             program: std::env::current_exe()?,
             args: vec!["search-worker".into(), "--config".into(), config_path.into()],
+            // NVML's order, if the GPU is given by its number.
+            env: gpu
+                .map(|gpu| ("CUDA_VISIBLE_DEVICES".into(), gpu.into()))
+                .into_iter()
+                .chain([("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into())])
+                .collect(),
         },
         start,
         backoff: Backoff::default(),

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::SearchError;
+use super::gpu_clock;
 use super::journal::{Journal, JournalError, JournalHeader, JournalTail};
 use super::progress::{Event, Progress, RoundOutcome};
 
@@ -27,6 +28,8 @@ pub const JOURNAL_VERSION: u32 = 1;
 /// How often a search that is out of budget looks at the clock.
 const BUDGET_INTERVAL: Duration = Duration::from_secs(5);
 const SECONDS_PER_DAY: u64 = 86_400;
+/// A unit that keeps a GPU for longer is told.
+const GPU_UNIT_MAX: Duration = Duration::from_millis(20);
 
 /// A finished unit of work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,10 +40,26 @@ pub struct Record {
     pub value: Value,
     /// CPU time that it took, in seconds.
     pub cpu_seconds: f64,
+    /// GPU time that it took, in seconds; the thread waited for it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gpu_seconds: f64,
     /// Image passes that it took.
     pub passes: u64,
     /// When it was done, in seconds since 1970.
     pub finished: u64,
+}
+
+impl Record {
+    /// What the unit counts in the day's budget: a thread that waits for a GPU may spin.
+    fn compute_seconds(&self) -> f64 {
+        self.cpu_seconds.max(self.gpu_seconds)
+    }
+}
+
+/// Journals of searches on processors have no such key.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(seconds: &f64) -> bool {
+    *seconds <= 0.0
 }
 
 /// See the module. Shared by the search's threads.
@@ -50,6 +69,7 @@ pub struct Ledger {
     /// CPU seconds per day; 0: no limit.
     budget_seconds: u64,
     tell: Box<dyn Fn(&Event) + Send + Sync>,
+    has_told_units: AtomicBool,
 }
 
 struct State {
@@ -80,8 +100,9 @@ impl Ledger {
         let mut progress = Progress::default();
         for record in &opened.records {
             *spent_by_day.entry(record.finished / SECONDS_PER_DAY).or_insert(0.0) +=
-                record.cpu_seconds;
+                record.compute_seconds();
             progress.cpu_seconds += record.cpu_seconds;
+            progress.gpu_seconds += record.gpu_seconds;
         }
         let known = opened.records.into_iter().map(|record| (record.key.clone(), record)).collect();
         let state = State {
@@ -93,7 +114,13 @@ impl Ledger {
             began: Instant::now(),
         };
         let tell = Box::new(tell);
-        let ledger = Self { state: Mutex::new(state), n_threads, budget_seconds, tell };
+        let ledger = Self {
+            state: Mutex::new(state),
+            n_threads,
+            budget_seconds,
+            tell,
+            has_told_units: AtomicBool::new(false),
+        };
         Ok((ledger, opened.tail))
     }
 
@@ -113,13 +140,14 @@ impl Ledger {
             return read(key, value);
         }
         self.wait_for_budget();
-        let began = thread_seconds();
+        let (began, began_gpu) = (thread_seconds(), gpu_clock::thread_seconds());
         let value = serde_json::to_value(compute()?)
             .map_err(|source| SearchError::Value { key: key.to_owned(), source })?;
         let record = Record {
             key: key.to_owned(),
             value: value.clone(),
             cpu_seconds: (thread_seconds() - began).max(0.0),
+            gpu_seconds: gpu_clock::thread_seconds() - began_gpu,
             passes,
             finished: unix_seconds(),
         };
@@ -127,11 +155,13 @@ impl Ledger {
             let mut state = self.lock();
             state.journal.append(&record)?;
             let day = record.finished / SECONDS_PER_DAY;
-            *state.spent_by_day.entry(day).or_insert(0.0) += record.cpu_seconds;
+            *state.spent_by_day.entry(day).or_insert(0.0) += record.compute_seconds();
             state.progress.cpu_seconds += record.cpu_seconds;
+            state.progress.gpu_seconds += record.gpu_seconds;
             state.known.insert(record.key.clone(), record);
         }
         self.count(passes, true);
+        self.tell_long_units();
         read(key, value)
     }
 
@@ -255,6 +285,20 @@ impl Ledger {
             self.lock().passes_computed += passes;
         }
         self.update(|progress| progress.round_passes += passes);
+    }
+
+    /// Says once if others would wait longer for the GPU than is promised.
+    fn tell_long_units(&self) {
+        let longest = gpu_clock::longest();
+        if longest <= GPU_UNIT_MAX || self.has_told_units.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.note(format!(
+            "a training step takes {:.0} ms of the GPU, and is not interrupted: others may wait so \
+             long for it, instead of {} ms; a smaller search.model is out of the way sooner",
+            1e3 * longest.as_secs_f64(),
+            GPU_UNIT_MAX.as_millis()
+        ));
     }
 
     /// Waits until the day's budget allows more. What is computed does not depend on it.

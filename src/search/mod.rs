@@ -16,6 +16,7 @@ mod folds;
 #[cfg(test)]
 mod folds_tests;
 pub mod gate;
+pub mod gpu_clock;
 mod journal;
 mod journal_scan;
 #[cfg(test)]

@@ -24,7 +24,7 @@ impl Supervisor {
         let Some(idle) = &mut self.idle else { return };
         let is_on_gpu = {
             let state = lock(&self.state);
-            state.progress.as_ref().is_some_and(|progress| progress.is_on_gpu)
+            state.progress.as_ref().map(|progress| progress.is_on_gpu)
         };
         let decision = idle.decide(SearchProcess {
             pid: self.worker.as_ref().map(Worker::number),

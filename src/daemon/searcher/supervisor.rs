@@ -122,7 +122,8 @@ impl Supervisor {
     fn launch(&mut self) {
         self.restart_at = None;
         self.is_stopped = false;
-        match Worker::start(&self.command) {
+        let gpu = self.idle.as_ref().and_then(IdleWatch::gpu);
+        match Worker::start(&self.command, gpu.as_deref()) {
             Ok(worker) => {
                 let pid = worker.number();
                 info!(pid, "search worker started");

@@ -18,6 +18,7 @@ use crate::pipeline::render::OutputShape;
 use crate::search::batches::{BatchMaker, HostBatch};
 use crate::search::lab::Score;
 
+use super::device::unit;
 use super::model::{Model, cross_entropy};
 use super::precision::Precision;
 use super::sgd::{Sgd, SgdOptions, learning_rate};
@@ -34,6 +35,8 @@ const EPOCH_STEPS_MIN: usize = 6;
 const BATCH_SIZE_MIN: usize = 2;
 /// The batch that `peak_lr` is meant for.
 const LR_BATCH_SIZE: f64 = 128.0;
+/// The first steps of a model load kernels and choose algorithms: no measure of a step's time.
+const N_COLD_STEPS: u64 = 20;
 /// Images that are judged at once.
 const JUDGED_AT_ONCE: usize = 128;
 
@@ -75,6 +78,8 @@ pub struct FoldModel {
     sgd: Sgd,
     training: FoldTraining,
     step: u64,
+    /// Steps done by this process.
+    n_steps_here: u64,
 }
 
 /// What a model makes of some images, one value per image.
@@ -98,7 +103,7 @@ impl FoldModel {
         share_threads();
         let model = Model::new(spec, shape, n_classes, &training)?;
         let sgd = Sgd::new(model.trained()?, SgdOptions::default());
-        Ok(Self { model, sgd, training, step: 0 })
+        Ok(Self { model, sgd, training, step: 0, n_steps_here: 0 })
     }
 
     /// Steps done.
@@ -148,7 +153,7 @@ impl FoldModel {
         #[allow(clippy::cast_possible_truncation, reason = "a share of a number of steps")]
         let n_warmup = (n_steps as f64 * WARMUP_SHARE).ceil() as u64;
         let peak_lr = self.peak_lr(batch_size);
-        let (mut loss_sum, mut n_done) = (0.0, 0);
+        let (mut loss_sum, mut n_done) = (0.0, 0_u64);
         while self.step < until.min(n_steps) {
             let (epoch, step_in_epoch) = (self.step / per_epoch, self.step % per_epoch);
             let order = EpochOrder::new(samples.len() as u64, self.training.seed, epoch, true);
@@ -158,10 +163,12 @@ impl FoldModel {
                 .collect();
             let host = batches.batch(&chosen, epoch, policy)?;
             let lr = learning_rate(self.step, n_steps, n_warmup, peak_lr);
-            loss_sum += self.train_step(&host, batches.shape(), lr)?;
+            let (device, is_warm) = (self.training.device, self.n_steps_here >= N_COLD_STEPS);
+            loss_sum += unit(device, is_warm, || self.train_step(&host, batches.shape(), lr))?;
             n_done += 1;
+            self.n_steps_here += 1;
         }
-        Ok(loss_sum / f64::from(n_done.max(1)))
+        Ok(loss_sum / n_done.max(1) as f64)
     }
 
     fn train_step(
@@ -174,14 +181,15 @@ impl FoldModel {
         self.sgd.zero_grad();
         let logits = self.model.forward(&images, true)?;
         let loss = cross_entropy(&logits, &labels, Reduction::Mean)?;
-        let loss_value = loss.f_double_value(&[])?;
-        if !loss_value.is_finite() {
-            return Err(TorchError::NotFinite { loss: loss_value, step: self.step });
-        }
         loss.f_backward()?;
         self.sgd.step(lr)?;
+        // Waits for a GPU, so it comes last: nothing of this step is queued any more.
+        let loss = loss.f_double_value(&[])?;
+        if !loss.is_finite() {
+            return Err(TorchError::NotFinite { loss, step: self.step });
+        }
         self.step += 1;
-        Ok(loss_value)
+        Ok(loss)
     }
 
     /// Which of `samples` are classified right, and their mean loss. `batches` is made by
@@ -241,12 +249,15 @@ impl FoldModel {
     }
 
     fn judge(&self, host: &HostBatch, shape: &OutputShape) -> Result<Judged, TorchError> {
-        let (images, labels) = self.tensors(host, shape)?;
-        no_grad(|| {
-            let logits = self.model.forward(&images, false)?;
-            let losses = cross_entropy(&logits, &labels, Reduction::None)?;
-            let right = logits.f_argmax(1, false)?.f_eq_tensor(&labels)?;
-            Ok(Judged { losses: losses.try_into()?, right: right.try_into()? })
+        // Less than a training step, whose time is the measure.
+        unit(self.training.device, false, || {
+            let (images, labels) = self.tensors(host, shape)?;
+            no_grad(|| {
+                let logits = self.model.forward(&images, false)?;
+                let losses = cross_entropy(&logits, &labels, Reduction::None)?;
+                let right = logits.f_argmax(1, false)?.f_eq_tensor(&labels)?;
+                Ok(Judged { losses: losses.try_into()?, right: right.try_into()? })
+            })
         })
     }
 

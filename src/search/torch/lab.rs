@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{FoldModel, FoldTraining, ModelSpec, Precision, TorchError, check_memory};
+use super::{FoldModel, FoldTraining, ModelSpec, Processor, TorchError, check_memory};
 use crate::augment::PreparedPolicy;
 use crate::dataset::Split;
 use crate::pipeline::order::EpochOrder;
@@ -48,6 +48,8 @@ pub struct LabOptions {
     pub n_judged_max: u64,
     /// Keys everything random.
     pub seed: u64,
+    /// Where the models compute.
+    pub processor: Processor,
     /// Trainings that run side by side, for the memory check.
     pub n_threads: usize,
 }
@@ -107,7 +109,8 @@ impl TorchLab {
         FoldTraining {
             n_epochs: u64::from(self.options.fold_epochs),
             seed: mix64(self.options.seed ^ mix64(fold as u64 + 1)),
-            precision: Precision::fastest(FoldTraining::default().device),
+            precision: self.options.processor.precision(),
+            device: self.options.processor.device(),
             ..FoldTraining::default()
         }
     }

@@ -3,6 +3,7 @@
 //! Owns tch. The rest of the search sees plain numbers. Deterministic: one thread count, seeds from
 //! the caller, no work whose amount depends on time.
 
+mod device;
 mod fold_model;
 mod lab;
 mod memory;
@@ -13,10 +14,11 @@ mod script;
 mod sgd;
 mod spec;
 
+pub use device::Processor;
 pub use fold_model::{FoldModel, FoldTraining};
 pub use lab::{LabOptions, TorchLab};
 pub use memory::{check_memory, memory_needed};
-pub use precision::{Precision, precision};
+pub use precision::Precision;
 pub use spec::ModelSpec;
 
 pub use super::lab::Score;
@@ -88,6 +90,15 @@ pub enum TorchError {
         /// What the host, or the control group, still allows.
         available_mib: u64,
     },
+    /// The GPU cannot be used.
+    #[error(
+        "no GPU can be used: {problem}; write search.device = \"cpu\" to search on the \
+         processors"
+    )]
+    Cuda {
+        /// What is missing.
+        problem: String,
+    },
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -106,11 +117,6 @@ pub fn use_one_thread() {
     tch::set_num_interop_threads(1);
 }
 
-/// Name of the precision in which this host's models compute.
-pub fn precision_here() -> &'static str {
-    precision(tch::Device::Cpu)
-}
-
 /// Gives this thread the process's number of torch threads. OpenMP counts per thread: one that was
 /// never told would use all cores in its first convolutions, and sum in another order.
 fn share_threads() {
@@ -121,6 +127,5 @@ fn share_threads() {
 pub(super) fn describe() -> String {
     let n_threads = tch::get_num_threads();
     let unit = if n_threads == 1 { "thread" } else { "threads" };
-    let cuda = if tch::Cuda::is_available() { "CUDA" } else { "CPU only" };
-    format!("libtorch {LIBTORCH_VERSION}, {cuda}, {n_threads} {unit}")
+    format!("libtorch {LIBTORCH_VERSION}, {n_threads} {unit}")
 }

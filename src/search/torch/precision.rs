@@ -46,11 +46,6 @@ impl Precision {
     }
 }
 
-/// Name of the precision that is fastest on a device.
-pub fn precision(device: Device) -> &'static str {
-    Precision::fastest(device).name()
-}
-
 #[cfg(target_arch = "x86_64")]
 fn cpu_has_bf16() -> bool {
     std::is_x86_feature_detected!("avx512bf16")
