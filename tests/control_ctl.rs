@@ -33,7 +33,7 @@ fn status_is_one_page_and_json() {
         "mnist  train    60000  28x28x1  10 class  arrow",
         "mnist         0  none             1          -",
         "local pid 77",
-        "1/4     mnist@1      1234",
+        "1/4          -  mnist@1      1234",
         "batches     12",
     ] {
         assert!(page.contains(expected), "'{page}' lacks '{expected}'");

@@ -106,6 +106,7 @@ fn welcome(dtype: WireDtype, layout: WireLayout, labels: WireLabels) -> Welcome 
         fingerprint: "0a1b2c".to_owned(),
         recipe_json: "{}".to_owned(),
         daemon_version: "0.1.0".to_owned(),
+        n_window_slots: 16,
     }
 }
 
@@ -115,7 +116,7 @@ fn welcome_json(dtype: &str, layout: &str, labels: Value) -> Value {
         "slot_bytes": 807_040, "n_slots": 8, "labels_offset": 802_816, "indices_offset": 804_864,
         "batch_size": 256, "height": 28, "width": 29, "channels": 1, "dtype": dtype,
         "layout": layout, "labels": labels, "n_samples": 60_000, "fingerprint": "0a1b2c",
-        "recipe_json": "{}", "daemon_version": "0.1.0",
+        "recipe_json": "{}", "daemon_version": "0.1.0", "n_window_slots": 16,
     }}})
 }
 
@@ -235,11 +236,12 @@ fn batch(inline: bool, last: bool) -> (DaemonBody, Value) {
         n_global: 9,
         inline,
         last,
+        window_slot: 10,
     });
     let value = json!({"Batch": {
         "seek": 1, "slot": 2, "generation": 3, "n_samples": 4, "epoch": 5, "step": 6,
         "next_offset": 7, "policy_id": hex(&ID), "policy_version": 8, "n_global": 9,
-        "inline": inline, "last": last,
+        "inline": inline, "last": last, "window_slot": 10,
     }});
     (body, value)
 }

@@ -330,6 +330,11 @@ pub struct StreamReport {
     pub policy_version: u64,
     /// Recent rate.
     pub images_per_second: f64,
+    /// Of a broadcast group's member: `shared` (it reads the group's window) or `beyond` (the group
+    /// is past it, and its batches are made for it alone); else empty.
+    pub window: String,
+    /// Batches since the connection that were read from the group's window.
+    pub batches_shared: u64,
 }
 
 /// The active policy of a dataset.

@@ -44,6 +44,7 @@ pub(crate) fn streams_table(streams: &[StreamReport]) -> String {
                 stream.epoch.to_string(),
                 stream.step.to_string(),
                 format!("{}/{}", stream.leased_slots, stream.n_slots),
+                if stream.window.is_empty() { "-".to_owned() } else { stream.window.clone() },
                 stream.policy.clone(),
                 format!("{:.0}", stream.images_per_second),
             ]
@@ -51,7 +52,7 @@ pub(crate) fn streams_table(streams: &[StreamReport]) -> String {
         .collect();
     let headers = [
         "session", "stream", "client", "rank", "group", "batch", "epoch", "step", "leased",
-        "policy", "images/s",
+        "window", "policy", "images/s",
     ];
     table(headers, &rows)
 }

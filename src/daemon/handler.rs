@@ -306,5 +306,12 @@ fn stream_report(session: SessionReport) -> StreamReport {
         policy: session.policy,
         policy_version: session.policy_version,
         images_per_second: session.images_per_second,
+        window: match (session.is_broadcast, session.is_beyond_window) {
+            (false, _) => "",
+            (true, false) => "shared",
+            (true, true) => "beyond",
+        }
+        .to_owned(),
+        batches_shared: session.batches_shared,
     }
 }

@@ -15,8 +15,9 @@ use super::recipe::{Crop, Dtype, Layout, Recipe, RecipeError};
 
 /// Parts of a slot start at a multiple of this, in bytes: a cache line, and enough for any SIMD.
 const PART_ALIGN: usize = 64;
-/// Slots start at a multiple of this, in bytes: a page, so that a slot can be advised alone.
-const SLOT_ALIGN: usize = 4096;
+/// Slots start at a multiple of this, in bytes: the largest page of any host, so that a slot can be
+/// mapped alone.
+const SLOT_ALIGN: usize = 64 * 1024;
 
 /// Shape of a batch's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

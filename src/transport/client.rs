@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::hello::receive_with_fd;
+use super::hello::receive_with_fds;
 use super::wire::{
     self, BatchDescriptor, ClientBody, ClientFrame, ClientHello, DaemonBody, DaemonFrame,
     EpochBegin, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, SlotLease, Start,
@@ -57,9 +57,11 @@ pub struct StreamClient {
     seek: u32,
 }
 
-/// The slab, and the leases that dropped batches gave back.
+/// The slab, the group's window, and the leases that dropped batches gave back.
 struct Memory {
     map: MmapRaw,
+    /// Mapped for reading only.
+    window: Option<MmapRaw>,
     released: Mutex<Vec<SlotLease>>,
 }
 
@@ -111,7 +113,7 @@ impl StreamClient {
             request,
         })?;
         rustix::net::send(&hello, &message, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
-        let (answer, slab) = receive_with_fd(hello.as_fd()).map_err(io::Error::from)?;
+        let (answer, fds) = receive_with_fds(hello.as_fd()).map_err(io::Error::from)?;
         if answer.is_empty() {
             return Err(ClientError::Gone("it hung up instead of answering".to_owned()));
         }
@@ -119,10 +121,25 @@ impl StreamClient {
             HelloReply::Welcome(welcome) => welcome,
             HelloReply::Refused(refusal) => return Err(ClientError::Refused(refusal)),
         };
-        let slab = slab.ok_or_else(|| {
-            WireError::Malformed("the welcome brought no file descriptor".to_owned())
-        })?;
-        let memory = Memory { map: map(&slab, &welcome)?, released: Mutex::default() };
+        let n_expected = 1 + usize::from(welcome.n_window_slots > 0);
+        if fds.len() != n_expected {
+            let problem = format!("{} file descriptors instead of {n_expected}", fds.len());
+            return Err(WireError::Malformed(format!("the welcome brought {problem}")).into());
+        }
+        let memory = Memory {
+            map: MmapOptions::new()
+                .len(checked_len(&fds[0], &welcome, welcome.n_slots)?)
+                .map_raw(&fds[0])?,
+            window: match fds.get(1) {
+                None => None,
+                Some(window) => Some(
+                    MmapOptions::new()
+                        .len(checked_len(window, &welcome, welcome.n_window_slots)?)
+                        .map_raw_read_only(window)?,
+                ),
+            },
+            released: Mutex::default(),
+        };
         let socket = connect_dealer(&welcome)?;
         Ok(Self { socket, hello, welcome, memory: Arc::new(memory), seek: 0 })
     }
@@ -248,7 +265,10 @@ impl StreamClient {
         let batch = ClientBatch {
             descriptor,
             memory: Arc::clone(&self.memory),
-            begin: descriptor.slot as usize * slot_bytes,
+            begin: match descriptor.window_slot {
+                0 => descriptor.slot as usize * slot_bytes,
+                slot => (slot - 1) as usize * slot_bytes,
+            },
             labels_offset: to_usize(welcome.labels_offset),
             indices_offset: to_usize(welcome.indices_offset),
             pixel_bytes: [welcome.height, welcome.width, welcome.channels, element_bytes]
@@ -258,7 +278,8 @@ impl StreamClient {
             label_bytes,
         };
         let n = descriptor.n_samples as usize;
-        let fits = batch.begin + slot_bytes <= self.memory.map.len()
+        let map_len = batch.map().map_or(0, MmapRaw::len);
+        let fits = batch.begin + slot_bytes <= map_len
             && n * batch.pixel_bytes <= batch.labels_offset
             && batch.labels_offset + n * label_bytes <= batch.indices_offset
             && batch.indices_offset + n * 8 <= slot_bytes;
@@ -295,15 +316,22 @@ impl ClientBatch {
         bytes.map(|b| u64::from_ne_bytes(b.try_into().expect("8 bytes"))).collect()
     }
 
+    /// Where its bytes are; `None` if the daemon says that they are in a window that is not there.
+    fn map(&self) -> Option<&MmapRaw> {
+        match self.descriptor.window_slot {
+            0 => Some(&self.memory.map),
+            _ => self.memory.window.as_ref(),
+        }
+    }
+
     #[allow(unsafe_code, reason = "see the module's justification")]
     fn part(&self, offset: usize, bytes_per_sample: usize) -> &[u8] {
         let n_bytes = self.descriptor.n_samples as usize * bytes_per_sample;
+        let map = self.map().expect("checked when the batch came");
         // SAFETY: `StreamClient::batch` checked that all parts lie inside the map; the map lives as
-        // long as `memory`; the daemon does not write to the slot while this lease lives, and this
-        // process maps the slab nowhere else.
-        unsafe {
-            std::slice::from_raw_parts(self.memory.map.as_ptr().add(self.begin + offset), n_bytes)
-        }
+        // long as `memory`; the daemon does not write to the slot while this lease lives, nobody
+        // else can write to a window, and this process maps the slab nowhere else.
+        unsafe { std::slice::from_raw_parts(map.as_ptr().add(self.begin + offset), n_bytes) }
     }
 }
 
@@ -315,13 +343,14 @@ impl Drop for ClientBatch {
     }
 }
 
-fn map(slab: &OwnedFd, welcome: &Welcome) -> Result<MmapRaw, ClientError> {
-    let n_bytes = welcome.slot_bytes.checked_mul(u64::from(welcome.n_slots));
-    let real = rustix::fs::fstat(slab).map_err(io::Error::from)?.st_size;
+/// The length of a memory of so many slots, if the file has it.
+fn checked_len(fd: &OwnedFd, welcome: &Welcome, n_slots: u32) -> Result<usize, ClientError> {
+    let n_bytes = welcome.slot_bytes.checked_mul(u64::from(n_slots));
+    let real = rustix::fs::fstat(fd).map_err(io::Error::from)?.st_size;
     let n_bytes = n_bytes.filter(|&n| i64::try_from(n) == Ok(real)).ok_or_else(|| {
-        WireError::Malformed(format!("the slab has {real} bytes, not n_slots * slot_bytes"))
+        WireError::Malformed(format!("a memory of {real} bytes, not {n_slots} slots"))
     })?;
-    Ok(MmapOptions::new().len(to_usize(n_bytes)).map_raw(slab)?)
+    Ok(to_usize(n_bytes))
 }
 
 fn connect_dealer(welcome: &Welcome) -> Result<zmq::Socket, ClientError> {

@@ -14,13 +14,16 @@ use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
 use crate::limits::SESSIONS_MAX;
-use crate::pipeline::workers::{FinishedJob, WorkerPool};
+use crate::pipeline::workers::{FinishedJob, JobTag, WorkerPool};
 
 use super::hello::refusal_of;
+use super::live::{LiveSession, Rate};
 use super::provider::{Run, StreamProvider};
+use super::request::check_request;
 use super::server::{ServerEvent, ServerReport, SessionReport};
-use super::session::{Peer, Session, Work, check_request};
+use super::session::{Peer, Session, Work};
 use super::waker::Waker;
+use super::window::Window;
 use super::wire::{
     self, BatchDescriptor, ClientBody, ClientFrame, ClientHello, DaemonBody, DaemonFrame,
     EpochBegin, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, Start,
@@ -30,37 +33,6 @@ use super::wire::{
 const FRAMES_PER_TURN_MAX: usize = 256;
 /// How long a drain waits for batches that are being filled.
 const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
-
-struct LiveSession {
-    session: Session,
-    /// Routing id on the socket; for TCP whatever the client's socket chose.
-    route: Vec<u8>,
-    is_tcp: bool,
-    rate: Rate,
-}
-
-/// Samples per second over the last whole second or so.
-struct Rate {
-    since: Instant,
-    n_samples: u64,
-    per_second: f64,
-}
-
-impl Rate {
-    fn add(&mut self, n_samples: u64) {
-        self.roll();
-        self.n_samples += n_samples;
-    }
-
-    fn roll(&mut self) {
-        let elapsed = self.since.elapsed();
-        if elapsed >= Duration::from_secs(1) {
-            self.per_second = self.n_samples as f64 / elapsed.as_secs_f64();
-            self.n_samples = 0;
-            self.since = Instant::now();
-        }
-    }
-}
 
 /// The socket for TCP clients, and what they must know.
 struct TcpSocket {
@@ -77,6 +49,8 @@ pub(super) struct EventLoop {
     pool: WorkerPool,
     provider: Arc<dyn StreamProvider>,
     sessions: HashMap<u64, LiveSession>,
+    /// By the id of their memory.
+    windows: HashMap<u64, Window>,
     jobs_in_flight: usize,
     draining: Option<Instant>,
     n_bad_frames: u64,
@@ -102,6 +76,7 @@ impl EventLoop {
             pool,
             provider,
             sessions: HashMap::new(),
+            windows: HashMap::new(),
             jobs_in_flight: 0,
             draining: None,
             n_bad_frames: 0,
@@ -166,12 +141,22 @@ impl EventLoop {
     }
 
     fn insert(&mut self, session: Session, route: Vec<u8>, is_tcp: bool) {
-        let rate = Rate { since: Instant::now(), n_samples: 0, per_second: 0.0 };
+        if let Some(memory) = &session.window {
+            let window = self.windows.entry(memory.id);
+            window.or_insert_with(|| Window::new(Arc::clone(memory))).join();
+        }
+        let rate = Rate::default();
         self.sessions.insert(session.id, LiveSession { session, route, is_tcp, rate });
     }
 
     fn remove(&mut self, session_id: u64, why: &str) {
-        let Some(live) = self.sessions.remove(&session_id) else { return };
+        let Some(mut live) = self.sessions.remove(&session_id) else { return };
+        if let Some(window) = window_of(&mut self.windows, &live.session) {
+            let returned = live.session.take_returned();
+            live.session.held_in_window().chain(returned).for_each(|slot| window.release(slot));
+            window.leave(session_id);
+            self.end_windows();
+        }
         // Jobs under way keep the slab alive until they are done; nothing else holds it.
         info!(
             session = format_args!("{session_id:016x}"),
@@ -182,37 +167,66 @@ impl EventLoop {
         );
     }
 
+    fn end_windows(&mut self) {
+        self.windows.retain(|_, window| !window.is_over());
+    }
+
     fn on_finished(&mut self, job: &FinishedJob) {
         self.jobs_in_flight -= 1;
-        let Some(live) = self.sessions.get_mut(&job.tag.session) else { return };
-        let is_current = live.session.finished(job.tag);
+        let Some(window) = self.windows.get_mut(&job.tag.session) else {
+            return self.on_filled(job.tag, job.error.as_deref());
+        };
+        for tag in window.filled(job.tag.slot, job.error.is_none()) {
+            self.on_filled(tag, job.error.as_deref());
+        }
+        self.end_windows();
+    }
+
+    /// A session's slot is filled, be it in its own slab or in its window.
+    fn on_filled(&mut self, tag: JobTag, error: Option<&str>) {
+        let Some(live) = self.sessions.get_mut(&tag.session) else { return };
+        let is_current = live.session.finished(tag);
         // A failure in an epoch that was given up must not end the one that came after it.
-        if let Some(error) = job.error.as_ref().filter(|_| is_current) {
-            warn!(session = format_args!("{:016x}", job.tag.session), error, "batch failed");
+        if let Some(error) = error.filter(|_| is_current) {
+            warn!(session = format_args!("{:016x}", tag.session), error, "batch failed");
             live.session.abandon();
-            let refusal = Refusal::new(ErrorCode::Data, error.clone())
+            self.settle(tag.session);
+            let refusal = Refusal::new(ErrorCode::Data, error)
                 .with_hint("run 'fastaa-ctl dataset verify' on the dataset");
-            self.send(job.tag.session, DaemonBody::Failed(refusal));
+            self.send(tag.session, DaemonBody::Failed(refusal));
             return;
         }
-        self.advance(job.tag.session);
+        self.advance(tag.session);
+    }
+
+    /// Gives back to the window what the session has done with.
+    fn settle(&mut self, session_id: u64) {
+        let Some(live) = self.sessions.get_mut(&session_id) else { return };
+        if let Some(window) = window_of(&mut self.windows, &live.session) {
+            live.session.take_returned().into_iter().for_each(|slot| window.release(slot));
+        }
     }
 
     /// Does all the work that a session has.
     fn advance(&mut self, session_id: u64) {
+        self.settle(session_id);
         loop {
             let Some(live) = self.sessions.get_mut(&session_id) else { return };
-            match live.session.next_work() {
+            let window = window_of(&mut self.windows, &live.session);
+            match live.session.next_work(window) {
                 None => return,
                 Some(Work::Fill { job, n_samples }) => {
                     if self.draining.is_some() {
                         // The slot stays as if it were being filled: nothing new is begun.
                         return;
                     }
+                    let is_own = job.tag.session == session_id;
+                    let shared = live.session.window.as_ref().filter(|_| !is_own);
+                    let slab = shared.map_or(&live.session.slab, |window| &window.slab);
                     #[allow(unsafe_code, reason = "the loan is handed to the pool whole")]
                     // SAFETY: the pool keeps `keep_alive` in what all chunks of the job share, and
                     // touches the slices through those chunks only.
-                    let output = unsafe { live.session.slab.lend(job.tag.slot, n_samples) };
+                    let output = unsafe { slab.lend(job.tag.slot, n_samples) };
                     self.pool.submit(job, output);
                     self.jobs_in_flight += 1;
                 }
@@ -402,7 +416,8 @@ impl EventLoop {
     }
 
     fn report(&mut self) -> ServerReport {
-        let mut sessions: Vec<SessionReport> = self.sessions.values_mut().map(report_of).collect();
+        let mut sessions: Vec<SessionReport> =
+            self.sessions.values_mut().map(LiveSession::report).collect();
         sessions.sort_by_key(|report| report.session);
         ServerReport {
             sessions,
@@ -413,36 +428,11 @@ impl EventLoop {
     }
 }
 
-fn report_of(live: &mut LiveSession) -> SessionReport {
-    live.rate.roll();
-    let session = &live.session;
-    let (epoch, step, next_offset) = session.position();
-    let (n_leased, n_free) = session.slot_counts();
-    let (policy, policy_version) = session.policy().unwrap_or(("", 0));
-    SessionReport {
-        session: session.id,
-        dataset: session.request.dataset.clone(),
-        split: session.request.split.clone(),
-        client: session.peer.client.clone(),
-        pid: session.peer.pid,
-        uid: session.peer.uid,
-        is_tcp: live.is_tcp,
-        rank: session.request.rank,
-        world_size: session.request.world_size,
-        group: session.request.group.clone(),
-        batch_size: session.request.batch_size,
-        epoch,
-        step,
-        next_offset,
-        batches_sent: session.batches_sent,
-        samples_sent: session.samples_sent,
-        n_leased,
-        n_free,
-        n_slots: session.n_slots(),
-        policy: policy.to_owned(),
-        policy_version,
-        images_per_second: live.rate.per_second,
-    }
+fn window_of<'a>(
+    windows: &'a mut HashMap<u64, Window>,
+    session: &Session,
+) -> Option<&'a mut Window> {
+    windows.get_mut(&session.window.as_ref()?.id)
 }
 
 fn send_frame(

@@ -5,6 +5,7 @@
 //! when the client dies. A forked child can keep the socket open after its parent's death, so the
 //! client's pidfd is watched too.
 
+use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,15 +25,19 @@ use tracing::{debug, info, warn};
 use crate::limits::{HELLO_BYTES_MAX, SESSIONS_MAX};
 
 use super::provider::StreamProvider;
+use super::request::check_request;
 use super::server::{ServerEvent, ServerHandle};
-use super::session::{Peer, Session, check_request};
+use super::session::{Peer, Session};
 use super::waker::Waker;
+use super::windows::Windows;
 use super::wire::{
     self, ClientHello, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, WireError,
 };
 
 /// A connection that says nothing for this long is closed.
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
+/// File descriptors in a welcome: the slab's and the window's.
+const FDS_MAX: usize = 2;
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -46,6 +51,8 @@ pub(super) struct HelloThread {
     pub(super) allowed_uids: Vec<u32>,
     /// Where clients connect their DEALER socket.
     pub(super) data_endpoint: String,
+    /// What the members of broadcast groups share.
+    pub(super) windows: RefCell<Windows>,
 }
 
 /// Binds the HELLO socket. The caller holds the lock on the directory.
@@ -190,8 +197,10 @@ impl HelloThread {
             pid: Some(pid_number(peer.pid)),
             uid: Some(peer.uid.as_raw()),
         };
-        let session = Session::open(hello.request, stream, peer)?;
+        let mut session = Session::open(hello.request, stream, peer)?;
+        session.window = self.windows.borrow_mut().window_of(&session);
         let (session_id, slab) = (session.id, Arc::clone(&session.slab));
+        let window = session.window.clone();
         let reply = HelloReply::Welcome(session.welcome(&self.data_endpoint));
         info!(
             session = format_args!("{session_id:016x}"),
@@ -204,11 +213,14 @@ impl HelloThread {
             world_size = session.request.world_size,
             "client subscribed"
         );
+        let fds: Vec<BorrowedFd<'_>> = std::iter::once((*slab).as_fd())
+            .chain(window.iter().map(|window| (*window.slab).as_fd()))
+            .collect();
         // Registered before the client knows its token, so that its first frame finds the session.
         self.server
             .send(ServerEvent::Open(Box::new(session)))
             .map_err(|()| Refusal::new(ErrorCode::Stopping, "the daemon is stopping"))?;
-        if let Err(error) = answer(socket, reply, Some((*slab).as_fd())) {
+        if let Err(error) = answer(socket, reply, &fds) {
             debug!(%error, "the client left before its welcome");
             let _ = self.server.send(ServerEvent::HungUp { session: session_id });
         }
@@ -243,7 +255,7 @@ pub(super) fn refusal_of(error: WireError) -> Refusal {
 }
 
 fn refuse(socket: BorrowedFd<'_>, refusal: Refusal) {
-    if let Err(error) = answer(socket, HelloReply::Refused(refusal), None) {
+    if let Err(error) = answer(socket, HelloReply::Refused(refusal), &[]) {
         debug!(%error, "a refused client did not wait for the reason");
     }
 }
@@ -251,14 +263,13 @@ fn refuse(socket: BorrowedFd<'_>, refusal: Refusal) {
 fn answer(
     socket: BorrowedFd<'_>,
     reply: HelloReply,
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> Result<(), std::io::Error> {
     let message = wire::encode(&ServerHello { protocol: PROTOCOL_VERSION, reply })
         .map_err(std::io::Error::other)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(std::io::Error::other("no room for a file descriptor"));
     }
     rustix::net::sendmsg(socket, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL)?;
@@ -323,15 +334,15 @@ fn pid_number(pid: Pid) -> i32 {
     pid.as_raw_nonzero().get()
 }
 
-/// Receives one message and at most one file descriptor; the client's side of the HELLO.
+/// Receives one message and its file descriptors; the client's side of the HELLO.
 ///
 /// # Errors
 /// The socket fails or hangs up.
-pub(super) fn receive_with_fd(
+pub(super) fn receive_with_fds(
     socket: BorrowedFd<'_>,
-) -> rustix::io::Result<(Vec<u8>, Option<OwnedFd>)> {
+) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut buffer = vec![0; HELLO_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
     let message = rustix::net::recvmsg(
         socket,
@@ -339,10 +350,11 @@ pub(super) fn receive_with_fd(
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
-    let fd = control.drain().find_map(|message| match message {
-        rustix::net::RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
+    let fds = control.drain().flat_map(|message| match message {
+        rustix::net::RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
+        _ => Vec::new(),
     });
+    let fds = fds.collect();
     buffer.truncate(message.bytes);
-    Ok((buffer, fd))
+    Ok((buffer, fds))
 }

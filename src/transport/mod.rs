@@ -13,9 +13,13 @@ pub mod wire;
 
 mod event_loop;
 mod hello;
+mod live;
+mod request;
 mod session;
 mod slab;
 mod waker;
+mod window;
+mod windows;
 
 #[cfg(test)]
 mod session_tests;

@@ -3,6 +3,7 @@
 //! Owns the sockets' set-up and the threads. *Not here*: what happens in them (`event_loop`,
 //! `hello`), what a stream contains (the provider knows), pixels (the pool writes them).
 
+use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -110,6 +111,9 @@ pub struct SessionReport {
     pub policy: String,
     pub policy_version: u64,
     pub images_per_second: f64,
+    pub is_broadcast: bool,
+    pub batches_shared: u64,
+    pub is_beyond_window: bool,
 }
 
 /// Speaks to the server thread; cheap to clone.
@@ -193,6 +197,7 @@ impl StreamServer {
             provider: Arc::clone(&config.provider),
             allowed_uids: config.allowed_uids,
             data_endpoint,
+            windows: RefCell::default(),
         };
         let event_loop = EventLoop::new(
             local,

@@ -8,9 +8,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::limits::{
-    BATCH_SIZE_MAX, NAME_BYTES_MAX, SLAB_BYTES_MAX, SLOTS_MAX, SLOTS_MIN, WORLD_SIZE_MAX,
-};
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::{EpochPlan, StepPlan};
 use crate::pipeline::recipe::{Dtype, Layout};
@@ -18,19 +15,14 @@ use crate::pipeline::render::SlotLayout;
 use crate::pipeline::workers::{BatchJob, JobTag};
 
 use super::provider::{EpochPolicy, OpenedStream};
+use super::request::{fill_random, n_slots, too_large};
 use super::slab::Slab;
+use super::window::{BatchKey, Place, Window, WindowMemory};
 use super::wire::{
     BatchDescriptor, EpochEnd, ErrorCode, GroupMode, Refusal, SlotLease, Start, StreamRequest,
     Welcome, WireDtype, WireLabels, WireLayout,
 };
 use crate::dataset::LabelKind;
-
-/// A slab is made about this large if the client does not say how many slots it wants.
-const SLAB_BYTES_TARGET: usize = 64 * 1024 * 1024;
-/// Slots when a batch is large.
-const SLOTS_DEFAULT_MIN: usize = 3;
-/// Slots when a batch is small.
-const SLOTS_DEFAULT_MAX: usize = 8;
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
@@ -59,6 +51,8 @@ struct Slot {
     state: SlotState,
     /// Counts the slot's lives; rises when it is filled anew.
     generation: u32,
+    /// Its batch is in this slot of the group's window.
+    window: Option<u32>,
 }
 
 /// An epoch under way.
@@ -76,7 +70,7 @@ struct EpochRun {
 
 /// What the server must do next for a session.
 pub(super) enum Work {
-    /// Fill this slot.
+    /// Fill this slot, of the session's slab or of its window, as the job's tag says.
     Fill {
         /// The job.
         job: BatchJob,
@@ -89,6 +83,17 @@ pub(super) enum Work {
     End(EpochEnd),
 }
 
+/// What became of a step whose turn it was.
+enum Dispatch {
+    /// There is none, or no slot for it.
+    Nothing,
+    /// This is to be computed, for so many samples.
+    Job(BatchJob, usize),
+    /// Nothing is to be computed: it is empty, or in the window, or will be by another
+    /// member's job.
+    NoJob,
+}
+
 /// One consumer.
 pub(super) struct Session {
     pub(super) id: u64,
@@ -97,6 +102,10 @@ pub(super) struct Session {
     pub(super) request: StreamRequest,
     pub(super) stream: OpenedStream,
     pub(super) slab: Arc<Slab>,
+    /// What it reads together with the other members of its group.
+    pub(super) window: Option<Arc<WindowMemory>>,
+    /// Slots of the window that it has done with.
+    returned: Vec<u32>,
     slots: Vec<Slot>,
     /// The slot freed last is filled first: its bytes are the likeliest to be in the cache.
     free: Vec<u32>,
@@ -104,6 +113,10 @@ pub(super) struct Session {
     run: Option<EpochRun>,
     pub(super) batches_sent: u64,
     pub(super) samples_sent: u64,
+    /// Batches that were read from the window.
+    pub(super) batches_shared: u64,
+    /// The last batch was not in the window, because the group was past it.
+    pub(super) is_beyond_window: bool,
     position: (u64, u64, u64),
 }
 
@@ -158,12 +171,19 @@ impl Session {
             request,
             stream,
             slab: Arc::new(slab),
-            slots: vec![Slot { state: SlotState::Free, generation: 0 }; n_slots as usize],
+            window: None,
+            returned: Vec::new(),
+            slots: vec![
+                Slot { state: SlotState::Free, generation: 0, window: None };
+                n_slots as usize
+            ],
             free: (0..n_slots).rev().collect(),
             seek: 0,
             run: None,
             batches_sent: 0,
             samples_sent: 0,
+            batches_shared: 0,
+            is_beyond_window: false,
             position: (0, 0, 0),
         })
     }
@@ -204,6 +224,7 @@ impl Session {
             fingerprint: info.fingerprint.0.clone(),
             recipe_json: self.stream.recipe_json.clone(),
             daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
+            n_window_slots: self.window.as_ref().map_or(0, |window| window.slab.n_slots()),
         }
     }
 
@@ -308,14 +329,29 @@ impl Session {
         }
     }
 
-    /// What is to be done next, if anything; to be asked until it says `None`.
-    pub(super) fn next_work(&mut self) -> Option<Work> {
+    /// What is to be done next, if anything; to be asked until it says `None`. `window`: that of
+    /// the session's group, if it has one.
+    pub(super) fn next_work(&mut self, mut window: Option<&mut Window>) -> Option<Work> {
+        loop {
+            if let Some(delivery) = self.next_delivery() {
+                return Some(delivery);
+            }
+            match self.next_dispatch(window.as_deref_mut()) {
+                Dispatch::Nothing => return None,
+                Dispatch::Job(job, n_samples) => return Some(Work::Fill { job, n_samples }),
+                Dispatch::NoJob => {}
+            }
+        }
+    }
+
+    fn next_delivery(&mut self) -> Option<Work> {
         let run = self.run.as_mut()?;
         if let Some(slot_idx) = run.ready.remove(&run.next_deliver) {
             let step_plan = run.plan.step(run.next_deliver);
             let slot = &mut self.slots[slot_idx as usize];
             slot.state = SlotState::Leased;
-            let descriptor = describe(run, step_plan, self.seek, slot_idx, slot.generation);
+            let descriptor = describe(run, step_plan, self.seek, slot_idx, *slot);
+            self.batches_shared += u64::from(slot.window.is_some());
             run.next_deliver += 1;
             self.batches_sent += 1;
             self.samples_sent += u64::from(step_plan.n_local);
@@ -327,10 +363,15 @@ impl Session {
             self.run = None;
             return Some(Work::End(end));
         }
+        None
+    }
+
+    fn next_dispatch(&mut self, window: Option<&mut Window>) -> Dispatch {
+        let Some(run) = &mut self.run else { return Dispatch::Nothing };
         if run.next_dispatch == run.n_steps {
-            return None;
+            return Dispatch::Nothing;
         }
-        let slot_idx = self.free.pop()?;
+        let Some(slot_idx) = self.free.pop() else { return Dispatch::Nothing };
         let slot = &mut self.slots[slot_idx as usize];
         slot.generation = slot.generation.wrapping_add(1);
         let step = run.next_dispatch;
@@ -339,19 +380,42 @@ impl Session {
         if step_plan.n_local == 0 {
             slot.state = SlotState::Ready;
             run.ready.insert(step, slot_idx);
-            return self.next_work();
+            return Dispatch::NoJob;
         }
         slot.state = SlotState::Filling;
-        let tag = JobTag { session: self.id, seek: self.seek, step, slot: slot_idx };
+        let mut tag = JobTag { session: self.id, seek: self.seek, step, slot: slot_idx };
+        let StepPlan { first_position, n_local: n_samples, .. } = step_plan;
+        let key =
+            BatchKey { epoch: run.epoch, first_position, n_samples, policy_id: run.policy.id };
+        if let Some(window) = window {
+            let place = window.want(key, tag);
+            self.is_beyond_window = place == Place::Own;
+            match place {
+                Place::Own => {}
+                Place::Ready(shared) => {
+                    (slot.state, slot.window) = (SlotState::Ready, Some(shared));
+                    run.ready.insert(step, slot_idx);
+                    return Dispatch::NoJob;
+                }
+                Place::Soon(shared) => {
+                    slot.window = Some(shared);
+                    return Dispatch::NoJob;
+                }
+                Place::Fill(shared) => {
+                    slot.window = Some(shared);
+                    tag = JobTag { session: window.memory.id, seek: 0, step: 0, slot: shared };
+                }
+            }
+        }
         let job = BatchJob {
             spec: Arc::clone(&self.stream.spec),
             order: Arc::clone(&run.order),
             epoch: run.epoch,
-            first_position: step_plan.first_position,
+            first_position,
             policy: Arc::clone(&run.policy.prepared),
             tag,
         };
-        Some(Work::Fill { job, n_samples: step_plan.n_local as usize })
+        Dispatch::Job(job, n_samples as usize)
     }
 
     /// Epoch, step and offset of the next batch to be delivered.
@@ -376,8 +440,20 @@ impl Session {
         u32::try_from(self.slots.len()).expect("at most SLOTS_MAX")
     }
 
+    /// Slots of the window that the session has done with since the last call.
+    pub(super) fn take_returned(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// Slots of the window that the session still holds or waits for: for when it ends.
+    pub(super) fn held_in_window(&self) -> impl Iterator<Item = u32> + '_ {
+        self.slots.iter().filter_map(|slot| slot.window)
+    }
+
     fn free_slot(&mut self, slot: u32) {
-        self.slots[slot as usize].state = SlotState::Free;
+        let state = &mut self.slots[slot as usize];
+        state.state = SlotState::Free;
+        self.returned.extend(state.window.take());
         self.free.push(slot);
         debug_assert!(self.free.len() <= self.slots.len(), "a slot is free once");
     }
@@ -387,13 +463,13 @@ fn describe(
     run: &EpochRun,
     plan: StepPlan,
     seek: u32,
-    slot: u32,
-    generation: u32,
+    slot_idx: u32,
+    slot: Slot,
 ) -> BatchDescriptor {
     BatchDescriptor {
         seek,
-        slot,
-        generation,
+        slot: slot_idx,
+        generation: slot.generation,
         n_samples: plan.n_local,
         epoch: run.epoch,
         step: run.next_deliver,
@@ -403,89 +479,6 @@ fn describe(
         n_global: plan.n_global,
         inline: false,
         last: plan.last,
+        window_slot: slot.window.map_or(0, |slot| slot + 1),
     }
-}
-
-/// Checks what can be checked of a request without its dataset.
-///
-/// # Errors
-/// The first value that is out of range.
-pub(super) fn check_request(request: &StreamRequest) -> Result<(), Refusal> {
-    let invalid = |message: String, hint: &str| {
-        Err(Refusal::new(ErrorCode::Invalid, message).with_hint(hint))
-    };
-    let StreamRequest { batch_size, world_size, rank, n_slots, .. } = *request;
-    if batch_size == 0 || batch_size > BATCH_SIZE_MAX {
-        return invalid(
-            format!("batch_size {batch_size} is not between 1 and {BATCH_SIZE_MAX}"),
-            "choose how many samples this rank takes per step",
-        );
-    }
-    if world_size == 0 || world_size > WORLD_SIZE_MAX {
-        return invalid(
-            format!("world_size {world_size} is not between 1 and {WORLD_SIZE_MAX}"),
-            "world_size is the number of ranks that share the epoch",
-        );
-    }
-    if rank >= world_size {
-        return invalid(
-            format!("rank {rank} is not below world_size {world_size}"),
-            "ranks count from 0",
-        );
-    }
-    if n_slots != 0 && !(SLOTS_MIN..=SLOTS_MAX).contains(&n_slots) {
-        return invalid(
-            format!("n_slots {n_slots} is not between {SLOTS_MIN} and {SLOTS_MAX}"),
-            "0 lets the daemon choose",
-        );
-    }
-    for (what, name) in
-        [("dataset", &request.dataset), ("split", &request.split), ("group", &request.group)]
-    {
-        if name.len() > NAME_BYTES_MAX {
-            return invalid(
-                format!("the {what}'s name is {} bytes long", name.len()),
-                &format!("at most {NAME_BYTES_MAX} bytes"),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn n_slots(request: &StreamRequest, slot_bytes: usize) -> Result<u32, Refusal> {
-    let n_slots = match request.n_slots {
-        0 => {
-            let fitting = SLAB_BYTES_TARGET / slot_bytes.max(1);
-            let clamped = fitting.clamp(SLOTS_DEFAULT_MIN, SLOTS_DEFAULT_MAX);
-            u32::try_from(clamped).expect("at most SLOTS_DEFAULT_MAX")
-        }
-        n_slots => n_slots,
-    };
-    if slot_bytes as u64 * u64::from(n_slots) > SLAB_BYTES_MAX {
-        return Err(too_large(request));
-    }
-    Ok(n_slots)
-}
-
-fn too_large(request: &StreamRequest) -> Refusal {
-    Refusal::new(
-        ErrorCode::Invalid,
-        format!(
-            "batches of {} samples need more than {SLAB_BYTES_MAX} bytes of shared memory",
-            request.batch_size
-        ),
-    )
-    .with_hint("choose a smaller batch_size or n_slots")
-}
-
-fn fill_random(bytes: &mut [u8]) -> Result<(), Refusal> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled +=
-            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-                .map_err(|error| {
-                    Refusal::new(ErrorCode::Internal, format!("no random numbers: {error}"))
-                })?;
-    }
-    Ok(())
 }

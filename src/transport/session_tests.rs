@@ -31,7 +31,14 @@ impl Split for Dots {
     }
 }
 
-fn session(n_samples: u64, batch_size: u32, rank: u32, world_size: u32, n_slots: u32) -> Session {
+/// A session without a group.
+pub(super) fn session(
+    n_samples: u64,
+    batch_size: u32,
+    rank: u32,
+    world_size: u32,
+    n_slots: u32,
+) -> Session {
     let info = SplitInfo {
         format: "dots",
         n_samples,
@@ -70,7 +77,7 @@ fn session(n_samples: u64, batch_size: u32, rank: u32, world_size: u32, n_slots:
     Session::open(request, stream, peer).expect("opens")
 }
 
-fn policy() -> EpochPolicy {
+pub(super) fn policy() -> EpochPolicy {
     let prepared = Arc::new(PreparedPolicy::default());
     EpochPolicy { prepared, reference: "none".to_owned(), id: [0; 16], version: 0 }
 }
@@ -92,7 +99,7 @@ struct World {
 impl World {
     /// Does all the work that the session has, and checks it.
     fn advance(&mut self, session: &mut Session) {
-        while let Some(work) = session.next_work() {
+        while let Some(work) = session.next_work(None) {
             match work {
                 Work::Fill { job, n_samples } => {
                     let slot = job.tag.slot;

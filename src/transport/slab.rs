@@ -1,10 +1,11 @@
-//! Shared memory: one sealed memfd per consumer, cut into slots.
+//! Shared memory: one sealed memfd per consumer, and one per broadcast group, cut into slots.
 //!
 //! *Justification of `unsafe`*: pixels must reach another process without a copy, so worker threads
 //! write into a shared mapping in place. What makes it sound is the loan: a slot is lent to one job
 //! at a time (checked at run time), a job's threads get disjoint parts of it, and the mapping lives
 //! as long as any loan. The peer process may scribble over its own slots: the daemon only writes
-//! pixels there, never reads them back to decide anything.
+//! pixels there, never reads them back to decide anything. The memory of a group is sealed against
+//! every other process's writing: a member's writes are its own (it maps it privately).
 
 use std::any::Any;
 use std::io;
@@ -18,7 +19,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use crate::pipeline::render::{OutputShape, SlotLayout};
 use crate::pipeline::workers::BatchOutput;
 
-/// The memory of one consumer.
+/// The memory of one consumer or group.
 #[derive(Debug)]
 pub(super) struct Slab {
     map: MmapRaw,
@@ -50,6 +51,27 @@ impl Slab {
     /// # Errors
     /// The system refuses the memory.
     pub(super) fn new(layout: SlotLayout, shape: OutputShape, n_slots: u32) -> io::Result<Self> {
+        Self::sealed(layout, shape, n_slots, SealFlags::empty())
+    }
+
+    /// The same for several consumers, none of which can write to it.
+    ///
+    /// # Errors
+    /// The system refuses the memory, or is older than Linux 5.1.
+    pub(super) fn for_readers(
+        layout: SlotLayout,
+        shape: OutputShape,
+        n_slots: u32,
+    ) -> io::Result<Self> {
+        Self::sealed(layout, shape, n_slots, SealFlags::FUTURE_WRITE)
+    }
+
+    fn sealed(
+        layout: SlotLayout,
+        shape: OutputShape,
+        n_slots: u32,
+        seals: SealFlags,
+    ) -> io::Result<Self> {
         let n_bytes = layout.slot_bytes.checked_mul(n_slots as usize).ok_or_else(|| {
             io::Error::new(io::ErrorKind::OutOfMemory, "the slab's size overflows")
         })?;
@@ -58,10 +80,17 @@ impl Slab {
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
         )?;
         rustix::fs::ftruncate(&fd, n_bytes as u64)?;
-        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        // Before the seals, one of which forbids a further map like this one.
         let map = MmapOptions::new().len(n_bytes).map_raw(&fd)?;
+        let seals = seals | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals)?;
         let lent = (0..n_slots).map(|_| AtomicBool::new(false)).collect();
         Ok(Self { map, fd, layout, shape, lent })
+    }
+
+    /// Number of slots.
+    pub(super) fn n_slots(&self) -> u32 {
+        u32::try_from(self.lent.len()).expect("made from a u32")
     }
 
     /// Where the parts of each slot lie.

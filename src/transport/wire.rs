@@ -11,7 +11,8 @@
 //!
 //! 1. It connects to the Unix `SOCK_SEQPACKET` socket `hello.sock` and sends one [`ClientHello`].
 //! 2. The daemon answers one [`ServerHello`]: [`Welcome`] with the slab's file descriptor
-//!    (`SCM_RIGHTS`), or [`Refusal`] and closes. The socket stays open as the sign of life: when
+//!    (`SCM_RIGHTS`) and, if [`Welcome::n_window_slots`] is not 0, the window's, or [`Refusal`] and
+//!    closes. The socket stays open as the sign of life: when
 //!    either side dies, the kernel hangs it up.
 //! 3. The client makes a ZeroMQ DEALER with [`Welcome::token`] as its routing id, connects it to
 //!    [`Welcome::endpoint`] and sends [`ClientBody::Start`]. All slots are free then, and each
@@ -27,6 +28,11 @@
 //! the slab, and each `Batch` message is followed by a second frame with the slot's bytes
 //! (`slot_bytes` long).
 //!
+//! *Windows*: the members of a broadcast group read a second memory, the window, which nobody but
+//! the daemon can write: a member maps it privately, so that its own writes are its own, and maps a
+//! slot anew for each batch in it. A batch there is leased and released by the slot of the member's
+//! own slab that its descriptor names, whose bytes mean nothing meanwhile.
+//!
 //! *Slot layout*: pixels from byte 0, then labels at `labels_offset`, then indices (`i64` sample
 //! indices) at `indices_offset`; each part starts at a multiple of 64 bytes and is packed for
 //! `n_samples` of the batch. Class labels are `i64`; vector labels are `f32` rows.
@@ -37,8 +43,9 @@ use crate::limits;
 
 /// Versions, newest first:
 ///
+/// * 2: windows of broadcast groups.
 /// * 1: first.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// First message on the HELLO socket.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -156,7 +163,8 @@ pub struct Welcome {
     pub token: [u8; 16],
     /// Where to connect the DEALER socket (`ipc://…`); empty over TCP.
     pub endpoint: String,
-    /// Bytes from one slot to the next; the slab is `n_slots * slot_bytes` long.
+    /// Bytes from one slot to the next, a multiple of the page; the slab is `n_slots * slot_bytes`
+    /// long.
     pub slot_bytes: u64,
     /// Slots in the slab.
     pub n_slots: u32,
@@ -186,6 +194,8 @@ pub struct Welcome {
     pub recipe_json: String,
     /// Version of the daemon.
     pub daemon_version: String,
+    /// Slots of the group's window; 0: there is none. They are as large as the slab's.
+    pub n_window_slots: u32,
 }
 
 /// Kinds of refusal and failure, for exception classes. Append-only.
@@ -313,12 +323,12 @@ pub struct EpochBegin {
     pub policy_version: u64,
 }
 
-/// Where a batch is and what it is: 74 bytes, 88 with the frame around it.
+/// Where a batch is and what it is: 78 bytes, 92 with the frame around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct BatchDescriptor {
     /// Of the `Start` that it answers.
     pub seek: u32,
-    /// Slot in the slab.
+    /// Slot in the slab, by which the batch is leased.
     pub slot: u32,
     /// The slot's life.
     pub generation: u32,
@@ -340,6 +350,8 @@ pub struct BatchDescriptor {
     pub inline: bool,
     /// The epoch's last batch.
     pub last: bool,
+    /// 0: the bytes are in `slot`; else in the window's slot of this number less one.
+    pub window_slot: u32,
 }
 
 /// End of an epoch.

@@ -126,7 +126,7 @@ def test_an_unknown_policy_is_told_at_the_latest_when_an_epoch_begins(
 
 def test_a_killed_daemon_is_told_and_the_epoch_goes_on_exactly(daemon: Daemon) -> None:
     """Guarantee 2: nothing is lost and nothing comes twice, over a crash in mid-epoch."""
-    loader = daemon.loader(batch_size=BATCH, policy="trivial-wide")
+    loader = daemon.loader(reconnect_seconds=0, batch_size=BATCH, policy="trivial-wide")
     loader.set_epoch(1)
     batches = loader.batches()
     seen = take(batches, 7)
@@ -153,7 +153,7 @@ def test_a_killed_daemon_is_told_and_the_epoch_goes_on_exactly(daemon: Daemon) -
 
 
 def test_a_daemon_that_stops_says_goodbye(daemon: Daemon) -> None:
-    loader = daemon.loader(batch_size=BATCH)
+    loader = daemon.loader(reconnect_seconds=0, batch_size=BATCH)
     batches = loader.batches()
     seen = take(batches, 3)
     daemon.signal(signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_a_daemon_that_stops_says_goodbye(daemon: Daemon) -> None:
 
 
 def test_a_death_between_two_epochs_is_told_at_the_next(daemon: Daemon) -> None:
-    loader = daemon.loader(batch_size=BATCH)
+    loader = daemon.loader(reconnect_seconds=0, batch_size=BATCH)
     first, error = drain(loader.batches())
     assert (len(first), error) == (TOY_TRAIN, None)
     daemon.kill()
@@ -185,7 +185,7 @@ def test_a_death_between_two_epochs_is_told_at_the_next(daemon: Daemon) -> None:
 
 
 def test_another_dataset_under_the_same_name_is_refused(daemon: Daemon) -> None:
-    loader = daemon.loader(batch_size=BATCH)
+    loader = daemon.loader(reconnect_seconds=0, batch_size=BATCH)
     batches = loader.batches()
     take(batches, 2)
     daemon.kill()

@@ -41,6 +41,7 @@ WELCOME = _messages.Welcome(
     fingerprint="f",
     recipe_json="{}",
     daemon_version="0",
+    n_window_slots=0,
 )
 
 

@@ -72,7 +72,7 @@ def test_nobody_at_the_address() -> None:
 
 
 def test_a_killed_daemon_is_told_and_the_epoch_goes_on_exactly(daemon: Daemon) -> None:
-    loader = tcp_loader(daemon)
+    loader = tcp_loader(daemon, reconnect_seconds=0)
     batches = loader.batches()
     seen = take(batches, 7)
     daemon.kill()
@@ -85,7 +85,7 @@ def test_a_killed_daemon_is_told_and_the_epoch_goes_on_exactly(daemon: Daemon) -
 
 
 def test_the_end_of_a_daemon_that_stops_is_told(daemon: Daemon) -> None:
-    loader = tcp_loader(daemon)
+    loader = tcp_loader(daemon, reconnect_seconds=0)
     take(loader.batches(), 3)
     daemon.signal(signal.SIGTERM)
     error = None

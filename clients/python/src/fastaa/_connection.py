@@ -28,7 +28,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from . import _hello, _messages, _wire
 from ._lease import Releases
-from ._slab import Slab, check_slot_layout, samples_per_batch_max
+from ._slab import Slab, Window, check_slot_layout, samples_per_batch_max
 from .errors import (
     DaemonGone,
     DaemonNotRunning,
@@ -87,22 +87,21 @@ class Connection:
     def __init__(
         self,
         welcome: _messages.Welcome,
-        context: zmq.Context[zmq.Socket[bytes]],
         dealer: zmq.Socket[bytes],
         monitor: zmq.Socket[bytes],
-        local: tuple[socket.socket, Slab] | None,
+        local: tuple[socket.socket, Slab, Window | None] | None,
         place: str,
     ) -> None:
-        """Takes over the sockets. `local` is the HELLO socket and the slab, `None` over TCP."""
+        """Takes over the sockets. `local` is the HELLO socket and the memories, `None` over TCP."""
         self.welcome = welcome
         self.torn = False
         """A message was taken from the socket and not yet dealt with: set while it is, and left
         set by an exception (Ctrl-C) in between. Such a session cannot be gone on with."""
-        self._context = context
         self._dealer = dealer
         self._monitor = monitor
         self._hello = local[0] if local else None
         self._slab = local[1] if local else None
+        self._window = local[2] if local else None
         self._place = place
         self._seek = 0
         self._pid = os.getpid()
@@ -127,36 +126,41 @@ class Connection:
     def local(cls, runtime_dir: Path, hello: _messages.ClientHello) -> Connection:
         """A session with the daemon of this host."""
         stream = _hello.hello_local(runtime_dir, hello)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        dealer: zmq.Socket[bytes] | None = None
         try:
             try:
                 check_slot_layout(stream.welcome)
                 slab = Slab(stream.slab_fd, stream.welcome)
+                window = None
+                if stream.window_fd is not None:
+                    window = Window(stream.window_fd, stream.welcome)
             finally:
                 os.close(stream.slab_fd)
+                if stream.window_fd is not None:
+                    os.close(stream.window_fd)
             stream.socket.setblocking(False)
-            dealer = context.socket(zmq.DEALER)
+            dealer = _contexts.current().socket(zmq.DEALER)
             dealer.setsockopt(zmq.LINGER, 0)
             dealer.setsockopt(zmq.ROUTING_ID, stream.welcome.token)
             monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             dealer.connect(stream.welcome.endpoint)
         except BaseException as error:
             stream.socket.close()
-            context.destroy(linger=0)
+            _discard(dealer)
             if _is_foreign(error):
                 raise _cannot_connect(str(runtime_dir), error) from None
             raise
-        local = (stream.socket, slab)
-        return cls(stream.welcome, context, dealer, monitor, local, str(runtime_dir))
+        local = (stream.socket, slab, window)
+        return cls(stream.welcome, dealer, monitor, local, str(runtime_dir))
 
     @classmethod
     def tcp(cls, address: str, hello: _messages.ClientHello) -> Connection:
         """A session with a daemon at a loopback `tcp://` address; batches come inline."""
         request = _messages.ClientFrame(_wire.PROTOCOL_VERSION, 0, hello)
         _hello.encode_hello(hello)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        dealer: zmq.Socket[bytes] | None = None
         try:
-            dealer = context.socket(zmq.DEALER)
+            dealer = _contexts.current().socket(zmq.DEALER)
             dealer.setsockopt(zmq.LINGER, 0)
             # A socket that reconnects would tell a restarted daemon what was meant for the dead
             # one; and on TCP only the heartbeat tells that a peer vanished without a word. (-1, to
@@ -171,11 +175,11 @@ class Connection:
             welcome = _tcp_welcome(dealer, monitor, address)
             check_slot_layout(welcome)
         except BaseException as error:
-            context.destroy(linger=0)
+            _discard(dealer)
             if _is_foreign(error):
                 raise _cannot_connect(address, error) from None
             raise
-        return cls(welcome, context, dealer, monitor, None, address)
+        return cls(welcome, dealer, monitor, None, address)
 
     # --- the consumer's side ------------------------------------------------------------------
 
@@ -228,11 +232,15 @@ class Connection:
         if descriptor.n_samples == 0:
             self._releases.give_back(lease)
             return Loan(b"", copied=False)
+        memory: Slab | Window = self._slab
+        slot = descriptor.slot
+        if descriptor.window_slot and self._window is not None:
+            memory, slot = self._window, descriptor.window_slot - 1
         if self._releases.n_alive >= self.welcome.n_slots - 1:
-            root = self._slab.copy(descriptor.slot)
+            root = memory.copy(slot)
             self._releases.give_back(lease)
             return Loan(root, copied=True)
-        root = self._slab.root(descriptor.slot)
+        root = memory.root(slot)
         self._releases.watch(root, lease)
         return Loan(root, copied=False)
 
@@ -267,7 +275,6 @@ class Connection:
             self._dealer.disable_monitor()
             self._monitor.close(linger=0)
             self._dealer.close(linger=_BYE_MS if alive else 0)
-            self._context.term()
 
     def __del__(self) -> None:
         if hasattr(self, "_poller"):
@@ -364,12 +371,45 @@ class Connection:
                 f"the daemon announces {batch.n_samples} samples in slot {batch.slot}; the slab "
                 f"has {welcome.n_slots} slots of {n_samples_max}"
             )
+        if batch.window_slot > welcome.n_window_slots:
+            raise ProtocolError(
+                f"the daemon announces a batch in slot {batch.window_slot} of a window of "
+                f"{welcome.n_window_slots}"
+            )
         if len(frames) != 1 + batch.inline or (batch.inline and self._slab is not None):
             raise ProtocolError(f"a batch came in {len(frames)} frames")
         if self._slab is None and batch.n_samples > 0:
             found = len(frames[1].buffer) if batch.inline else 0
             if found < welcome.indices_offset + 8 * batch.n_samples:
                 raise ProtocolError(f"a batch came with only {found} bytes")
+
+
+class _Contexts:
+    """ZeroMQ's context of this process, shared by all its connections.
+
+    It is never ended, nor left to the garbage collector: ending it waits until all its sockets are
+    closed, and a collector that finds a loader in a cycle may come to the context first. A forked
+    child makes its own.
+    """
+
+    def __init__(self) -> None:
+        self._by_pid: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+
+    def current(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """That of this process."""
+        pid = os.getpid()
+        # Of two threads that come first together, one's context stays unused.
+        return self._by_pid.get(pid) or self._by_pid.setdefault(pid, zmq.Context())
+
+
+_contexts = _Contexts()
+
+
+def _discard(dealer: zmq.Socket[bytes] | None) -> None:
+    """Closes a socket that no connection has taken over."""
+    if dealer is not None:
+        dealer.disable_monitor()
+        dealer.close(linger=0)
 
 
 def _is_foreign(error: BaseException) -> bool:

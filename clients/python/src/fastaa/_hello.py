@@ -147,11 +147,12 @@ def _pause(seconds: float) -> None:
 
 
 class LocalStream(NamedTuple):
-    """An answered HELLO; the caller owns the socket and the file descriptor."""
+    """An answered HELLO; the caller owns the socket and the file descriptors."""
 
     welcome: _messages.Welcome
     socket: socket.socket
     slab_fd: int
+    window_fd: int | None
 
 
 def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
@@ -164,13 +165,16 @@ def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
         answer, fds = _receive_with_fds(connection, path)
         try:
             welcome = welcome_of(answer)
-            if len(fds) != 1:
-                raise ProtocolError(f"the daemon at {path} sent {len(fds)} slabs instead of 1")
+            n_expected = 1 + (welcome.n_window_slots > 0)
+            if len(fds) != n_expected:
+                raise ProtocolError(
+                    f"the daemon at {path} sent {len(fds)} memories instead of {n_expected}"
+                )
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
-        return LocalStream(welcome, connection, fds[0])
+        return LocalStream(welcome, connection, fds[0], fds[1] if len(fds) > 1 else None)
     except TimeoutError:
         connection.close()
         raise DaemonGone(

@@ -106,6 +106,7 @@ class Welcome(NamedTuple):
     fingerprint: str
     recipe_json: str
     daemon_version: str
+    n_window_slots: int
 
 
 class Refusal(NamedTuple):
@@ -174,6 +175,8 @@ class BatchDescriptor(NamedTuple):
     n_global: int
     inline: bool
     last: bool
+    window_slot: int
+    """0: the bytes are in `slot`; else in this slot, less one, of the window."""
 
 
 class EpochEnd(NamedTuple):

@@ -54,6 +54,14 @@ def metric(name: str, value: Any) -> float:
     return number
 
 
+def seconds(name: str, value: Any) -> float:
+    """`value` as a duration: a finite number that is not negative."""
+    number = metric(name, value)
+    if number < 0:
+        raise InvalidRequestError(f"{name}={shown(value)} is negative", f"pass {name}=0 or more")
+    return number
+
+
 def _flag(name: str, value: Any) -> bool:
     """`value` as a bool; `"false"` is none, and would count as true."""
     if isinstance(value, bool | np.bool_):

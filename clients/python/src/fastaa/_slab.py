@@ -4,6 +4,10 @@ A slot's content: pixels from byte 0, then labels, then sample indices (`_messag
 where). The slab is mapped shared and writable, so that an in-place operation on a batch is
 harmless: the daemon rewrites a slot whole before it lends it again.
 
+The members of a broadcast group read a window together, which only the daemon can write. Each
+batch of it gets a private map of its own: an in-place operation changes this process's copy of the
+pages, which is gone with the batch.
+
 *Invariant*: nothing here unmaps the slab. Every root keeps the map alive, and the map goes when
 the last root and the connection are gone; a tensor never outlives its memory.
 """
@@ -64,18 +68,22 @@ def check_slot_layout(welcome: _messages.Welcome) -> None:
         raise ProtocolError("the daemon announces a slab without slots")
 
 
+def _check_memory(fd: int, length: int) -> None:
+    found = os.fstat(fd).st_size
+    if found < length:
+        raise ProtocolError(f"the slab has {found} bytes, but {length} were announced")
+    if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        # A slab that can shrink under the map would end the training by SIGBUS.
+        raise ProtocolError("the slab that the daemon sent is not sealed against shrinking")
+
+
 class Slab:
     """A mapped slab."""
 
     def __init__(self, fd: int, welcome: _messages.Welcome) -> None:
         """Maps the slab behind `fd`; the caller keeps and closes `fd`."""
         length = welcome.n_slots * welcome.slot_bytes
-        found = os.fstat(fd).st_size
-        if found < length:
-            raise ProtocolError(f"the slab has {found} bytes, but {length} were announced")
-        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            # A slab that can shrink under the map would end the training by SIGBUS.
-            raise ProtocolError("the slab that the daemon sent is not sealed against shrinking")
+        _check_memory(fd, length)
         self._map = mmap.mmap(
             fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE
         )
@@ -89,3 +97,39 @@ class Slab:
     def copy(self, slot: int) -> Any:
         """A private copy of the slot, of the same kind as `root`."""
         return self._slot_type.from_buffer_copy(self._map, slot * self._slot_bytes)
+
+
+class Window:
+    """The memory that a broadcast group reads together."""
+
+    def __init__(self, fd: int, welcome: _messages.Welcome) -> None:
+        """Keeps a file descriptor of its own for `fd`, which the caller closes."""
+        _check_memory(fd, welcome.n_window_slots * welcome.slot_bytes)
+        if welcome.slot_bytes % mmap.ALLOCATIONGRANULARITY:
+            raise ProtocolError(
+                f"the daemon announces slots of {welcome.slot_bytes} bytes, which is no multiple "
+                f"of this host's page, {mmap.ALLOCATIONGRANULARITY}",
+                "install the client and the daemon from the same release",
+            )
+        self._slot_bytes = welcome.slot_bytes
+        self._slot_type: Any = ctypes.c_ubyte * welcome.slot_bytes
+        self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+    def root(self, slot: int) -> Any:
+        """A buffer that is a private map of the slot, and keeps it until the last view is gone."""
+        slot_map = mmap.mmap(
+            self._fd,
+            self._slot_bytes,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=slot * self._slot_bytes,
+        )
+        return self._slot_type.from_buffer(slot_map)
+
+    def copy(self, slot: int) -> Any:
+        """A private copy of the slot, of the same kind as `root`."""
+        return self._slot_type.from_buffer_copy(self.root(slot))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)

@@ -42,7 +42,7 @@ from ._messages import (
     WireLayout,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Version of the messages below; both sides refuse any other one in words."""
 
 HELLO_BYTES_MAX = 64 * 1024
@@ -245,6 +245,7 @@ _WELCOME = _fields(
     Welcome,
     *(_U64, _ID, _STR, _U64, _U32, _U64, _U64, _U32, _U32, _U32, _U32),
     *(_plain_enum(WireDtype), _plain_enum(WireLayout), _LABELS, _U64, _STR, _STR, _STR),
+    _U32,
 )
 _REFUSAL = _fields(Refusal, _plain_enum(ErrorCode), _STR, _STR)
 _HELLO_REPLY = _union("HelloReply", (Welcome, _WELCOME), (Refusal, _REFUSAL))
@@ -259,7 +260,7 @@ _CLIENT_BODY = _union(
 )
 _BATCH = _fields(
     BatchDescriptor,
-    *(_U32, _U32, _U32, _U32, _U64, _U64, _U64, _ID, _U64, _U64, _BOOL, _BOOL),
+    *(_U32, _U32, _U32, _U32, _U64, _U64, _U64, _ID, _U64, _U64, _BOOL, _BOOL, _U32),
 )
 _DAEMON_BODY = _union(
     "DaemonBody",
@@ -317,7 +318,7 @@ def decode(kind: type[MessageT], data: bytes) -> MessageT:
 # A training loop decodes one batch and encodes one release per step; both are one precompiled
 # `Struct`. The tests compare them with the codecs above.
 
-_BATCH_FRAME = struct.Struct("<HQI IIII QQQ 16s QQ BB")
+_BATCH_FRAME = struct.Struct("<HQI IIII QQQ 16s QQ BB I")
 _BATCH_TAG = 0
 _RELEASE_FRAME = struct.Struct("<HQI Q II")
 _RELEASE_TAG = 1
@@ -327,8 +328,8 @@ def decode_daemon_frame(data: bytes) -> DaemonFrame:
     """As `decode(DaemonFrame, data)`, fast where it is a batch."""
     if len(data) == _BATCH_FRAME.size:
         version, session, tag, *fields = _BATCH_FRAME.unpack(data)
-        if version == PROTOCOL_VERSION and tag == _BATCH_TAG and max(fields[-2:]) <= 1:
-            fields[-2:] = bool(fields[-2]), bool(fields[-1])
+        if version == PROTOCOL_VERSION and tag == _BATCH_TAG and max(fields[-3:-1]) <= 1:
+            fields[-3:-1] = bool(fields[-3]), bool(fields[-2])
             return DaemonFrame(version, session, BatchDescriptor._make(fields))
     return decode(DaemonFrame, data)
 

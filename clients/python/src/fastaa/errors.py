@@ -25,11 +25,11 @@ class DaemonNotRunning(Error, ConnectionError):
 
 
 class DaemonGone(Error, ConnectionError):
-    """The daemon died, or the connection to it broke. A new `for` connects again."""
+    """The daemon died and did not come back in time. A new `for` connects again."""
 
 
 class DaemonStopping(Error, ConnectionError):
-    """The daemon was told to stop and said goodbye. A new `for` connects again."""
+    """The daemon was told to stop and did not come back in time. A new `for` connects again."""
 
 
 class ProtocolError(Error):
@@ -70,6 +70,10 @@ class DataError(Error):
 
 class InternalError(Error):
     """A fault of the daemon; its log says more."""
+
+
+class DaemonRestartWarning(RuntimeWarning):
+    """The daemon is gone, and the loader waits for it to come back."""
 
 
 class AllSlotsHeldWarning(RuntimeWarning):

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from . import _digest, _messages, _request, _state
+from . import _digest, _messages, _reconnect, _request, _state
 from ._arrays import ArrayMaker
 from ._connection import Connection, Delivery, Event
 from ._state import Position
@@ -100,6 +100,9 @@ class Loader:
         total_epochs: Epochs of the whole run, if known. Near its end the run keeps its policy,
             whatever the search publishes (`search.freeze_last` in the daemon's configuration).
         n_slots: Batches that fit into shared memory; 0 lets the daemon choose.
+        reconnect_seconds: How long to wait, with one warning, for a daemon that is being restarted;
+            the loader then goes on at the same sample. 0 raises at once. The first connection, of
+            this constructor, is never waited for.
         recipe_overrides: Keys of `[stream.defaults]` to override: `crop`, `hflip`, `cutout`,
             `normalize`, `dtype`, `layout`, …
 
@@ -128,6 +131,7 @@ class Loader:
         token: str | os.PathLike[str] | None = None,
         n_slots: int = 0,
         total_epochs: int | None = None,
+        reconnect_seconds: float = 60.0,
         **recipe_overrides: Any,
     ) -> None:
         self._connection: Connection | None = None
@@ -157,6 +161,9 @@ class Loader:
         self._iteration = 0
         self._n_received = 0
         self._busy = threading.Lock()
+        self._patience = _reconnect.Patience(
+            _request.seconds("reconnect_seconds", reconnect_seconds)
+        )
         self._warned = False
         self._finished: Position | None = None
         # The name under which the daemon remembers what this run reports.
@@ -267,7 +274,7 @@ class Loader:
                     "this iteration is over: the loader was iterated anew, or moved",
                     "a loader runs one iteration at a time; make another one for a second",
                 )
-            return self._next_in_epoch()
+            return self._next_patiently()
         except BaseException as error:
             # After a failure, or a Ctrl-C between a message's arrival and its effect, nobody
             # knows what the session has delivered. The position is known: a new session goes on.
@@ -278,6 +285,20 @@ class Loader:
             raise
         finally:
             self._busy.release()
+
+    def _next_patiently(self) -> Batch | None:
+        """The next batch, if need be from the daemon that comes after this one."""
+        while True:
+            try:
+                batch = self._next_in_epoch()
+            except _reconnect.PASSING as error:
+                self._disconnect(alive=False)
+                if not self._patience.wait(error):
+                    raise
+                self._check_open()
+            else:
+                self._patience.reset()
+                return batch
 
     def _next_in_epoch(self) -> Batch | None:
         position = self._position
@@ -336,7 +357,7 @@ class Loader:
                 "alive, so further ones are copied; drop batches when they are done with, or "
                 "pass n_slots= to keep more",
                 AllSlotsHeldWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
         arrays = self._maker.arrays(root, descriptor.n_samples)
         new_digest = _digest.digest_of(arrays.numpy_indices)
@@ -460,6 +481,7 @@ class Loader:
     def close(self) -> None:
         """Ends the session with the daemon. Batches that are still held stay valid. Idempotent."""
         self._closed = True
+        self._patience.stop()
         self._disconnect(alive=True)
 
     def __enter__(self) -> Loader:

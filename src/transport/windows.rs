@@ -1,0 +1,84 @@
+//! Which members of which group read one window.
+//!
+//! Owns the map from a group's stream to its memory, which lives as long as any member or job. What
+//! lies in the memory, `window` knows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use tracing::warn;
+
+use super::request::fill_random;
+use super::session::Session;
+use super::slab::Slab;
+use super::window::WindowMemory;
+use super::wire::GroupMode;
+use crate::limits::SLAB_BYTES_MAX;
+
+/// A window has so many times the slots of its first member's slab.
+const SLOTS_PER_MEMBER_SLOT: u32 = 2;
+
+/// What members must have in common, so that a batch of one is a batch of the other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct WindowKey {
+    dataset: String,
+    split: String,
+    fingerprint: String,
+    recipe_json: String,
+    group: String,
+    seed: u64,
+    batch_size: u32,
+    shuffle: bool,
+    /// A user's batches are no other user's business.
+    uid: Option<u32>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Windows {
+    known: HashMap<WindowKey, Weak<WindowMemory>>,
+}
+
+impl Windows {
+    /// The window of a local session's group; `None` if it is in no broadcast group, or there is
+    /// no memory for a window: then every member's batches are made for it alone.
+    pub(super) fn window_of(&mut self, session: &Session) -> Option<Arc<WindowMemory>> {
+        let request = &session.request;
+        if request.mode != GroupMode::Broadcast || request.group.is_empty() {
+            return None;
+        }
+        let key = WindowKey {
+            dataset: request.dataset.clone(),
+            split: request.split.clone(),
+            fingerprint: session.stream.spec.split.info().fingerprint.0.clone(),
+            recipe_json: session.stream.recipe_json.clone(),
+            group: request.group.clone(),
+            seed: request.seed,
+            batch_size: request.batch_size,
+            shuffle: request.shuffle,
+            uid: session.peer.uid,
+        };
+        self.known.retain(|_, memory| memory.strong_count() > 0);
+        if let Some(memory) = self.known.get(&key).and_then(Weak::upgrade) {
+            return Some(memory);
+        }
+        let layout = *session.slab.layout();
+        let most = SLAB_BYTES_MAX / layout.slot_bytes.max(1) as u64;
+        let wanted = SLOTS_PER_MEMBER_SLOT.saturating_mul(session.n_slots());
+        let n_slots = wanted.min(u32::try_from(most).unwrap_or(u32::MAX));
+        let shape = *session.stream.spec.recipe.shape();
+        let slab = match Slab::for_readers(layout, shape, n_slots) {
+            Ok(slab) => Arc::new(slab),
+            Err(error) => {
+                let group = &key.group;
+                warn!(group, %error, "no memory that a group can share: each member gets its own");
+                return None;
+            }
+        };
+        let mut id = [0; 8];
+        fill_random(&mut id).ok()?;
+        let memory = Arc::new(WindowMemory { id: u64::from_le_bytes(id), slab });
+        self.known.insert(key, Arc::downgrade(&memory));
+        Some(memory)
+    }
+}
