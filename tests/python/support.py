@@ -38,13 +38,6 @@ def daemon_binary() -> Path | None:
     return path if path.exists() else None
 
 
-def ctl_binary() -> Path | None:
-    """`$FASTAA_CTL`, else the release build, if there is one."""
-    named = os.environ.get("FASTAA_CTL")
-    path = Path(named) if named else ROOT / "target" / "release" / "fastaa-ctl"
-    return path if path.exists() else None
-
-
 class Split:
     """The truth about a split: images `[n, height, width, channels]` uint8, labels int64."""
 
@@ -203,6 +196,15 @@ token_file = "{self.token_file}"
         import fastaa
 
         return fastaa.Loader(dataset, runtime_dir=self.runtime_dir, **arguments)
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Its sessions, as `fastaa-ctl stream list --json` tells them."""
+        from fastaa import _control
+
+        found: list[dict[str, Any]] = _control.ask(self.runtime_dir, {"request": "stream-list"})[
+            "streams"
+        ]
+        return found
 
     def __enter__(self) -> Daemon:
         return self

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 from typing import Any
 
 import fastaa
 import numpy as np
 import pytest
 import torch
-from support import TOY_TRAIN, Daemon, ctl_binary, flat, indices_of, python, wait_until
+from support import TOY_TRAIN, Daemon, flat, indices_of, python, wait_until
 
 BATCH = 64
 GROUPS = (f"group-{number}" for number in itertools.count())
-
-
-def streams(daemon: Daemon) -> list[dict[str, Any]]:
-    """What `fastaa-ctl stream list --json` tells."""
-    ctl = ctl_binary()
-    if ctl is None:
-        pytest.skip("no fastaa-ctl: build it, or set FASTAA_CTL")
-    command = [ctl, "--runtime-dir", daemon.runtime_dir, "--json", "stream", "list"]
-    found: list[dict[str, Any]] = json.loads(subprocess.check_output(command))
-    return found
 
 
 def members_of(daemon: Daemon, n_members: int, **arguments: Any) -> list[fastaa.Loader]:
@@ -122,7 +111,7 @@ def test_members_in_step_read_batches_that_were_made_once(shared_daemon: Daemon)
                 assert batch.step == expected.step
         assert all(next(iterator, None) is None for iterator in iterators)
         assert {member.epoch_digest for member in members} == {alone.expected_digest(epoch)}
-    reports = [stream for stream in streams(shared_daemon) if stream["group"]]
+    reports = [stream for stream in shared_daemon.streams() if stream["group"]]
     reports = [stream for stream in reports if stream["group"] == members[0]._request.group]
     assert len(reports) == 3
     for report in reports:
@@ -164,7 +153,7 @@ def test_a_member_beyond_the_window_gets_the_same_bytes_and_comes_back(
     for here, there in zip(fast.batches(), slow.batches(), strict=True):
         assert torch.equal(here.images, there.images)
     group = fast._request.group
-    reports = {report["window"] for report in streams(shared_daemon) if report["group"] == group}
+    reports = {report["window"] for report in shared_daemon.streams() if report["group"] == group}
     assert reports == {"shared"}
 
 
@@ -218,8 +207,74 @@ sys.stdin.readline()
     for victim in victims:
         victim.kill()
         victim.communicate()
-    of_group = lambda: [s for s in streams(shared_daemon) if s["group"] == group]  # noqa: E731
+    of_group = lambda: [s for s in shared_daemon.streams() if s["group"] == group]  # noqa: E731
     wait_until(lambda: len(of_group()) == 1, "the killed clients' sessions are gone")
     n_seen = len(first.indices) + sum(len(batch.indices) for batch in batches)
     assert n_seen == TOY_TRAIN
     assert of_group()[0]["batches_shared"] == 50
+
+
+# --- resume ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_changes_its_size_gets_what_an_uninterrupted_one_gets(
+    shared_daemon: Daemon,
+) -> None:
+    """Four ranks, then two, then eight, at ten random positions: the same samples, once each, and
+    the same pixels as in a run of one rank without a break."""
+    recipe: dict[str, Any] = {"policy": "trivial-wide", "hflip": True, "dtype": "u8"}
+    whole: dict[int, torch.Tensor] = {}
+    for batch in shared_daemon.loader(batch_size=100, **recipe).batches():
+        whole.update(zip(batch.indices.tolist(), batch.images.clone(), strict=True))
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        stops = sorted(rng.integers(1, 30, 2).tolist())
+        seen: list[int] = []
+        state: dict[str, Any] | None = None
+        for world_size, n_steps in ((4, stops[0]), (2, stops[1]), (8, TOY_TRAIN)):
+            batch_size = int(rng.integers(1, 9))
+            states = []
+            for rank in range(world_size):
+                loader = shared_daemon.loader(
+                    batch_size=batch_size, rank=rank, world_size=world_size, **recipe
+                )
+                if state is not None:
+                    loader.load_state_dict(json.loads(json.dumps(state)))
+                for batch in itertools.islice(loader.batches(), n_steps):
+                    for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+                        assert torch.equal(image, whole[index])
+                        seen.append(index)
+                states.append(loader.state_dict())
+                loader.close()
+            state = states[-1]
+        assert sorted(seen) == list(range(TOY_TRAIN))
+        assert state is not None
+        assert (state["epoch"], state["offset"]) == (1, 0)
+
+
+# --- a client that does nothing for long -------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["local", "tcp"])
+def test_a_client_that_keeps_the_interpreter_to_itself_is_not_given_up(
+    shared_daemon: Daemon, transport: str
+) -> None:
+    """C code that holds the GIL: no thread of the client runs. Over TCP for longer than the
+    heartbeat waits, which libzmq's own thread answers."""
+    code = """
+import ctypes, sys, fastaa
+where = {"runtime_dir": sys.argv[1]} if sys.argv[2] == "local" else {
+    "address": sys.argv[3], "token": "the-token-of-the-tests"}
+loader = fastaa.Loader("toy", batch_size=20, output="numpy", **where)
+batches = loader.batches()
+seen = next(batches).indices.tolist()
+# PyDLL calls without letting go of the GIL.
+ctypes.PyDLL(None).usleep(int(float(sys.argv[4]) * 1e6))
+for batch in batches:
+    seen += batch.indices.tolist()
+print(sorted(seen) == list(range(1000)))
+"""
+    seconds = 2 if transport == "local" else 17
+    where = (shared_daemon.runtime_dir, transport, shared_daemon.address, seconds)
+    out, errors = python(code, *where).communicate(timeout=90)
+    assert (out, errors) == ("True\n", "")

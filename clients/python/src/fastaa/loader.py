@@ -15,8 +15,8 @@ import os
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from . import _digest, _messages, _reconnect, _request, _state
 from ._arrays import ArrayMaker
@@ -31,6 +31,8 @@ from .errors import (
     ProtocolError,
     UsageError,
 )
+
+_T = TypeVar("_T")
 
 
 class Batch(NamedTuple):
@@ -274,7 +276,7 @@ class Loader:
                     "this iteration is over: the loader was iterated anew, or moved",
                     "a loader runs one iteration at a time; make another one for a second",
                 )
-            return self._next_patiently()
+            return self._patiently(self._next_in_epoch)
         except BaseException as error:
             # After a failure, or a Ctrl-C between a message's arrival and its effect, nobody
             # knows what the session has delivered. The position is known: a new session goes on.
@@ -286,11 +288,11 @@ class Loader:
         finally:
             self._busy.release()
 
-    def _next_patiently(self) -> Batch | None:
-        """The next batch, if need be from the daemon that comes after this one."""
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """What `call` returns, if need be from the daemon that comes after this one."""
         while True:
             try:
-                batch = self._next_in_epoch()
+                result = call()
             except _reconnect.PASSING as error:
                 self._disconnect(alive=False)
                 if not self._patience.wait(error):
@@ -298,7 +300,7 @@ class Loader:
                 self._check_open()
             else:
                 self._patience.reset()
-                return batch
+                return result
 
     def _next_in_epoch(self) -> Batch | None:
         position = self._position
@@ -430,7 +432,7 @@ class Loader:
         is_whole = not request.drop_last or self._welcome.n_samples % per_step == 0
         if since == 0 and is_alone and is_whole:
             return _digest.to_text(_digest.digest_of_first(self._welcome.n_samples))
-        return self._target.expected_digest(request, epoch, since)
+        return self._patiently(lambda: self._target.expected_digest(request, epoch, since))
 
     def report(self, *, accuracy: float) -> None:
         """Tells the daemon how good the model is after the last finished epoch.
@@ -445,12 +447,11 @@ class Loader:
                 "no epoch was finished yet, so there is nothing to report",
                 "call report after the loop over an epoch's batches",
             )
-        self._target.report(
-            self._request.dataset,
-            self._run,
-            self._finished.epoch,
-            self._finished.policy,
-            _request.metric("accuracy", accuracy),
+        finished, number = self._finished, _request.metric("accuracy", accuracy)
+        self._patiently(
+            lambda: self._target.report(
+                self._request.dataset, self._run, finished.epoch, finished.policy, number
+            )
         )
 
     # --- connection ---------------------------------------------------------------------------
