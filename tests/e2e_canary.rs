@@ -1,7 +1,7 @@
 //! No slot is written while it is read: consumers that hold batches for random times look at every
 //! byte of them when they come and again before they let go.
 //!
-//! `FASTAA_CANARY_BATCHES=1000000 cargo nextest run --release --test e2e_canary` looks at a million.
+//! With `FASTAA_CANARY_BATCHES=1000000` it looks at a million batches.
 
 mod support;
 

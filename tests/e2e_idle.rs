@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fastaa::config::IdleConfig;
+use fastaa::config::{IdleConfig, SearchDevice};
 use fastaa::control::SearchReport;
 use fastaa::daemon::searcher::{
     Backoff, IdleOptions, Searcher, SearcherOptions, StartWhen, WorkerCommand,
@@ -89,11 +89,11 @@ impl Host {
 
     /// With a shell script as the worker.
     fn start_with(library: &Path, script: &str) -> Self {
-        Self::start_on(library, Some("0"), true, script)
+        Self::start_on(library, Some("0"), SearchDevice::Auto, script)
     }
 
     /// With or without a GPU in the configuration, and one that the search may use.
-    fn start_on(library: &Path, gpu: Option<&str>, may_use_gpu: bool, script: &str) -> Self {
+    fn start_on(library: &Path, gpu: Option<&str>, device: SearchDevice, script: &str) -> Self {
         let config = IdleConfig {
             nvml_library: Some(library.to_owned()),
             gpu: gpu.map(str::to_owned),
@@ -101,7 +101,7 @@ impl Host {
             sample_ms: SAMPLE_MS,
             ..IdleConfig::default()
         };
-        let idle = IdleOptions::new(config, 1, may_use_gpu).unwrap();
+        let idle = IdleOptions::new(config, 1, device).unwrap();
         let board = idle.board();
         let command = WorkerCommand {
             program: "/bin/sh".into(),
@@ -285,7 +285,7 @@ fn a_search_that_may_use_a_gpu_is_believed_on_it_until_it_says_otherwise() {
         exec sleep 1000"#;
     let told = driver.folder.path().join("told");
     let script = script.replace("$0", told.to_str().unwrap());
-    let host = Host::start_on(&driver.library(), None, true, &script);
+    let host = Host::start_on(&driver.library(), None, SearchDevice::Auto, &script);
     host.wait_for_decision("pause", "process 4000000 uses the GPU");
     assert_eq!(host.searcher.report().pid, None, "it was started on a GPU that others use");
     driver.play(&idle());
@@ -313,7 +313,7 @@ fn a_search_on_processors_leaves_gpus_alone() {
     let script = r#"
         echo "{\"event\": \"note\", \"text\": \"CUDA sees ${CUDA_VISIBLE_DEVICES-what it likes}\"}"
         exec sleep 1000"#;
-    let host = Host::start_on(&driver.library(), None, false, script);
+    let host = Host::start_on(&driver.library(), None, SearchDevice::Cpu, script);
     let words = "CUDA sees what it likes";
     host.wait_for("its start", |report| report.notes.iter().any(|note| note == words));
 }
@@ -355,6 +355,9 @@ fn a_driver_that_hangs_hinders_nobody() {
     host.board.took(Consumer(None));
     wait_until_stopped(pid);
     host.wait_for_decision("pause", "a client over TCP takes batches");
+    // What was seen before it hung tells nothing of now, however quiet it is.
+    host.wait_for_decision("pause", "NVML has not answered for");
+    wait_until_stopped(pid);
     let began = Instant::now();
     drop(host);
     assert!(began.elapsed() < Duration::from_secs(20), "the driver was waited for");
@@ -370,7 +373,10 @@ fn without_a_usable_library_only_processors_are_watched() {
         let host = Host::start(library);
         let report = host
             .wait_for("a decision", |report| !report.idle.as_ref().unwrap().decision.is_empty());
-        assert_eq!(report.idle.unwrap().gpu, None, "{}", library.display());
+        let idle = report.idle.unwrap();
+        assert_eq!(idle.gpu, None, "{}", library.display());
+        let expected = format!("idle.nvml_library = \"{}\" has no effect", library.display());
+        assert!(idle.note.starts_with(&expected), "{}", idle.note);
     }
 }
 
@@ -403,4 +409,66 @@ fn a_user_s_word_goes_before_the_watch_s() {
     assert_eq!(host.searcher.report().state, "yielding");
     driver.play(&idle());
     host.wait_for("the worker", |_| state_of(pid) != 'T');
+}
+
+#[test]
+fn a_word_to_run_ends_with_a_word_to_resume_and_never_keeps_full_memory() {
+    let busy = json!([{ "pid": STRANGER, "sm": 100 }]);
+    let busy = json!({ "utilisation": 100, "processes": busy });
+    let driver = FakeDriver::new(&gpu(&busy));
+    let host = Host::start(&driver.library());
+    host.wait_for_decision("pause", "uses the GPU");
+    let is_overridden = |report: &SearchReport| report.idle.as_ref().unwrap().is_overridden;
+    assert!(!is_overridden(&host.searcher.report()));
+    host.searcher.run().unwrap();
+    let report = host.wait_for("a worker", |report| report.pid.is_some());
+    assert!(is_overridden(&report));
+    host.searcher.resume().unwrap();
+    assert!(!is_overridden(&host.searcher.report()));
+    wait_until_stopped(report.pid.unwrap());
+    // Again, and the memory fills: somebody's job is about to fail.
+    host.searcher.run().unwrap();
+    host.wait_for("a worker that computes", |report| {
+        report.pid.is_some_and(|pid| state_of(pid) != 'T')
+    });
+    let mut full = busy;
+    full["memory_free"] = json!(GIB);
+    driver.play(&gpu(&full));
+    host.wait_for("the end of the worker", |report| report.pid.is_none());
+}
+
+#[test]
+fn a_named_gpu_that_is_not_there_is_waited_for() {
+    let driver = FakeDriver::new(&json!({ "devices": [] }));
+    let host = Host::start(&driver.library());
+    host.wait_for_decision("evict", "NVML knows no GPU");
+    assert_eq!(host.searcher.report().pid, None);
+    driver.play(&idle());
+    let pid = host.computing();
+    // It goes, and the list is empty: the processors' idleness is not the GPU's.
+    driver.play(&gpu(&json!({ "fails": GPU_IS_LOST })));
+    host.wait_for_decision("evict", "device fell off the bus");
+    driver.play(&json!({ "devices": [] }));
+    host.wait_for_decision("evict", "NVML knows no GPU");
+    assert_eq!(state_of(pid), 'X');
+    driver.play(&idle());
+    host.computing();
+}
+
+#[test]
+fn a_worker_that_somebody_else_stops_or_continues_is_set_right() {
+    let driver = FakeDriver::new(&idle());
+    let host = Host::start(&driver.library());
+    let pid = host.computing();
+    let signal = |signal| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
+    host.wait_for("the worker", |_| state_of(pid) != 'T');
+    host.searcher.pause().unwrap();
+    wait_until_stopped(pid);
+    signal(rustix::process::Signal::CONT);
+    wait_until_stopped(pid);
+    assert_eq!(host.searcher.report().state, "paused");
 }

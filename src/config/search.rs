@@ -4,12 +4,14 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::limits::{FOLDS_MAX, WORKER_THREADS_MAX};
 
 /// Names of the models that the search brings along.
 pub const SEARCH_MODELS: [&str; 4] = ["small-cnn", "wrn-40-2", "wrn-28-10", "resnet18"];
+/// Longest time that a device must have been unused.
+const QUIET_SECONDS_MAX: f64 = 86_400.0;
 /// How the file of a TorchScript module ends.
 const SCRIPT_EXTENSIONS: [&str; 3] = ["pt", "pth", "ts"];
 
@@ -122,7 +124,7 @@ pub struct IdleConfig {
     /// When the search may compute.
     pub policy: IdlePolicy,
     /// GPU for the search: index or UUID; default: any idle one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "index_or_uuid")]
     pub gpu: Option<String>,
     /// Path of `libnvidia-ml.so.1`, if the loader does not find it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,6 +145,20 @@ impl Default for IdleConfig {
             sample_ms: 200,
         }
     }
+}
+
+/// An index may be written as a number.
+fn index_or_uuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a GPU's index or UUID, as 'nvidia-smi -L' lists them")]
+    enum Name {
+        Index(u32),
+        Uuid(String),
+    }
+    Ok(Some(match Name::deserialize(deserializer)? {
+        Name::Index(index) => index.to_string(),
+        Name::Uuid(uuid) => uuid,
+    }))
 }
 
 /// When the search may compute.
@@ -231,8 +247,12 @@ impl SearchConfig {
 impl IdleConfig {
     pub(super) fn check(&self) -> Result<(), Problem> {
         let quiet = self.quiet_seconds;
-        if !(quiet.is_finite() && quiet >= 0.0) {
-            return refuse("idle.quiet_seconds", format!("{quiet} is no duration"));
+        if !(0.0..=QUIET_SECONDS_MAX).contains(&quiet) {
+            let problem = format!("between 0 and {QUIET_SECONDS_MAX} seconds (a day)");
+            return refuse("idle.quiet_seconds", problem);
+        }
+        if self.gpu.as_deref() == Some("") {
+            return refuse("idle.gpu", "a GPU's index or UUID, as 'nvidia-smi -L' lists them");
         }
         if !(10..=60_000).contains(&self.sample_ms) {
             return refuse("idle.sample_ms", "between 10 and 60000 milliseconds");
@@ -273,8 +293,22 @@ mod tests {
             check_refused(&section, &["search.freeze_last", "between 0 and 1"]);
         }
         check_refused("[search]\nmin_epochs_between = -1", &["line 2"]);
-        check_refused("[idle]\nquiet_seconds = -1.0", &["idle.quiet_seconds"]);
+        for seconds in ["-1.0", "1e20", "inf", "nan"] {
+            let section = format!("[idle]\nquiet_seconds = {seconds}");
+            check_refused(&section, &["idle.quiet_seconds", "between 0 and 86400"]);
+        }
+        check_refused("[idle]\ngpu = \"\"", &["idle.gpu", "index or UUID"]);
+        check_refused("[idle]\ngpu = [1]", &["index or UUID"]);
         check_refused("[idle]\nsample_ms = 5", &["idle.sample_ms"]);
+    }
+
+    #[test]
+    fn a_gpu_s_index_may_be_a_number() {
+        for gpu in ["0", "\"0\""] {
+            let text = format!("[idle]\ngpu = {gpu}\n{DATASET}");
+            let config = Config::parse(&text, Path::new("/etc/f.toml")).expect("valid");
+            assert_eq!(config.idle.gpu.as_deref(), Some("0"));
+        }
     }
 
     #[test]

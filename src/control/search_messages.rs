@@ -50,6 +50,10 @@ pub struct IdleReport {
     pub yield_ms_max: Option<f64>,
     /// The GPU that the search may use; `None` if it uses the processors.
     pub gpu: Option<GpuReport>,
+    /// `search run` goes before the decision, until `search resume` or `search pause`.
+    pub is_overridden: bool,
+    /// What the configuration asks for and cannot be had; else empty.
+    pub note: String,
 }
 
 /// A GPU as it was at the last look.

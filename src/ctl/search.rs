@@ -16,11 +16,12 @@ use crate::control::{IdleReport, Reply, Request, SearchReport, SearchRoundReport
 pub(crate) enum SearchCommand {
     /// Show what the search does, how far it is, and how its rounds ended
     Status,
-    /// Stop the search where it is, until it is resumed
+    /// Stop the search where it is, until it is resumed or the daemon restarts
     Pause,
-    /// Let a paused search go on
+    /// Let a paused search go on, and end what 'run' began: it runs when the device is idle
     Resume,
-    /// Start the search where it does not run by itself, or has finished or failed
+    /// Start the search now, whoever uses the device (but for full GPU memory), until it ends or
+    /// 'resume' or 'pause' says otherwise
     Run(OfflineArgs),
     /// Write the search's report as a page
     Report {
@@ -178,6 +179,15 @@ fn page(report: &SearchReport) -> String {
     }
     if let Some(idle) = &report.idle {
         add("device", device_text(idle));
+        if idle.is_overridden {
+            add(
+                "told to run",
+                "by 'search run', until 'search resume' or 'search pause'".to_owned(),
+            );
+        }
+        if !idle.note.is_empty() {
+            add("warning", idle.note.clone());
+        }
         add("yields", yields_text(idle));
     }
     if report.bad_lines > 0 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use crate::config::IdleConfig;
+use crate::config::{IdleConfig, SearchDevice};
 use crate::control::{GpuReport, IdleReport};
 use crate::idle::cpu::CpuWatch;
 use crate::idle::decision::{Decider, Decision, Place, Reason, Rules, Seen};
@@ -45,8 +45,8 @@ pub(super) struct IdleWatch {
     interval: Duration,
     /// The configuration names a GPU: that one decides, whatever computes where.
     is_gpu_named: bool,
-    /// The search takes a GPU if there is one: so it is believed until it says otherwise.
-    may_use_gpu: bool,
+    /// What the search may compute on: a GPU is believed until it says otherwise.
+    device: SearchDevice,
     last: Option<Decision>,
     n_yields: u64,
     /// From the demand to the signal, of the last yield to a consumer, and the longest.
@@ -56,15 +56,15 @@ pub(super) struct IdleWatch {
 }
 
 impl IdleWatch {
-    /// Begins to watch. `threads` is how many cores the search takes, `may_use_gpu` whether it
-    /// takes a GPU if there is one.
+    /// Begins to watch. `threads` is how many cores the search takes, `device` what it may compute
+    /// on.
     ///
     /// # Errors
     /// The system is out of threads.
     pub(super) fn start(
         config: &IdleConfig,
         threads: usize,
-        may_use_gpu: bool,
+        device: SearchDevice,
         board: Arc<DemandBoard>,
     ) -> std::io::Result<Self> {
         let interval = Duration::from_millis(config.sample_ms);
@@ -87,7 +87,7 @@ impl IdleWatch {
             began: Instant::now(),
             interval,
             is_gpu_named: config.gpu.is_some(),
-            may_use_gpu,
+            device,
             last: None,
             n_yields: 0,
             latency: None,
@@ -101,10 +101,14 @@ impl IdleWatch {
         self.interval
     }
 
-    /// UUID of the GPU that a search which takes one is to use.
+    /// What CUDA is to show to the search: the UUID of the GPU that is watched, or nothing where
+    /// none is, so that none is used unwatched. `None`: as CUDA likes.
     pub(super) fn gpu(&self) -> Option<String> {
-        let info = self.nvml.look().info.filter(|_| self.may_use_gpu);
-        info.map(|info| info.uuid)
+        match (self.device, self.nvml.look().info) {
+            (SearchDevice::Cpu, _) | (SearchDevice::Cuda, None) => None,
+            (_, Some(info)) => Some(info.uuid),
+            (SearchDevice::Auto, None) => Some(String::new()),
+        }
     }
 
     /// Where the last decision can be read, by any thread.
@@ -115,13 +119,22 @@ impl IdleWatch {
     /// Decides anew.
     pub(super) fn decide(&mut self, search: SearchProcess) -> Decision {
         let look = self.nvml.look();
-        let is_on_gpu = search.is_on_gpu.unwrap_or(self.may_use_gpu && look.info.is_some());
+        let may_be = match self.device {
+            SearchDevice::Cpu => false,
+            SearchDevice::Auto => look.info.is_some(),
+            SearchDevice::Cuda => true,
+        };
+        let is_on_gpu = search.is_on_gpu.unwrap_or(may_be);
         self.nvml.own(Own { search: search.pid, is_on_gpu });
         let now = self.began.elapsed();
         let seen = Seen {
             demands: self.demands(&look),
             cpu: self.cpu.look(now, search.pid, search.has_run),
-            gpu: if is_on_gpu || self.is_gpu_named { look.gpu.clone() } else { Gpu::None },
+            gpu: match &look.gpu {
+                Gpu::None if is_on_gpu => Gpu::Blind("there is no NVML".to_owned()),
+                gpu if is_on_gpu || self.is_gpu_named => gpu.clone(),
+                _ => Gpu::None,
+            },
         };
         let decision = self.decider.decide(now, &seen);
         let before = self.last.replace(decision.clone());
@@ -166,6 +179,12 @@ impl IdleWatch {
         demands.map(|demand| (demand, place(demand.consumer))).collect()
     }
 
+    /// Somebody says that the search is to run, whatever is decided; or no longer.
+    pub(super) fn overridden(&self, is_overridden: bool) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.is_overridden = is_overridden;
+    }
+
     fn tell(&self, decision: &Decision, look: Option<&Look>) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         let millis = |latency: Option<Duration>| latency.map(|latency| 1e3 * latency.as_secs_f64());
@@ -176,6 +195,7 @@ impl IdleWatch {
         report.yield_ms_max = millis(self.latency_max);
         if let Some(look) = look {
             report.gpu = gpu_report(look);
+            report.note.clone_from(&look.note);
         }
     }
 }

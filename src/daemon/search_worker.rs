@@ -79,8 +79,7 @@ impl WorkerError {
                     | JournalError::Locked { .. }
             ),
             Self::Search(SearchError::Lab(crate::search::lab::LabError::Failed(_)))
-            // A driver that is being updated comes back.
-            | Self::Torch(TorchError::Io { .. } | TorchError::Cuda { .. })
+            | Self::Torch(TorchError::Io { .. })
             | Self::Sample { .. }
             | Self::Store(_)
             | Self::File { .. } => false,

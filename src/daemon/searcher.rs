@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use tracing::error;
 
-use crate::config::IdleConfig;
+use crate::config::{IdleConfig, SearchDevice};
 use crate::control::{ControlFailure, FailureCode, IdleReport, SearchReport};
 use crate::idle::demand::{ACTIVE, DemandBoard};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
@@ -59,21 +59,21 @@ pub enum StartWhen {
 pub struct IdleOptions {
     config: IdleConfig,
     threads: usize,
-    may_use_gpu: bool,
+    device: SearchDevice,
     board: Arc<DemandBoard>,
     wake: Arc<OwnedFd>,
 }
 
 impl IdleOptions {
-    /// `threads`: those of the search. `may_use_gpu`: whether it takes a GPU if there is one.
+    /// `threads`: those of the search. `device`: what it computes on.
     ///
     /// # Errors
     /// The system is out of file descriptors.
-    pub fn new(config: IdleConfig, threads: usize, may_use_gpu: bool) -> io::Result<Self> {
+    pub fn new(config: IdleConfig, threads: usize, device: SearchDevice) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let theirs = Arc::clone(&wake);
         let board = DemandBoard::new(ACTIVE, move || wake_up(&theirs));
-        Ok(Self { config, threads, may_use_gpu, board: Arc::new(board), wake })
+        Ok(Self { config, threads, device, board: Arc::new(board), wake })
     }
 
     /// Where those who take batches are written down.
@@ -142,7 +142,7 @@ impl Searcher {
         };
         let idle = options.idle.filter(|_| phase != Phase::Disabled);
         let idle = idle
-            .map(|idle| IdleWatch::start(&idle.config, idle.threads, idle.may_use_gpu, idle.board))
+            .map(|idle| IdleWatch::start(&idle.config, idle.threads, idle.device, idle.board))
             .transpose()?;
         let idle_report = idle.as_ref().map(IdleWatch::report);
         let (asks, asked) = sync_channel(CONTROL_CONNECTIONS_MAX);

@@ -52,7 +52,7 @@ pub(super) fn serve(
         store.resolve(policy, &name).map_err(DaemonError::DefaultPolicy)?;
     }
     let n_threads = config.workers.n_threads();
-    let idle = IdleOptions::new(config.idle.clone(), config.search.threads, may_use_gpu(config))?;
+    let idle = IdleOptions::new(config.idle.clone(), config.search.threads, config.search.device)?;
     let provider = Arc::new(Provider {
         datasets: datasets.clone(),
         defaults: config.stream.defaults.clone(),
@@ -140,10 +140,6 @@ fn token_path(config: &Config, places: &Places) -> PathBuf {
 }
 
 /// This program itself is the worker's: `fastaa-loaderd search-worker --config FILE`.
-fn may_use_gpu(config: &Config) -> bool {
-    config.search.device != SearchDevice::Cpu
-}
-
 fn searcher_options(
     config: &Config,
     config_path: &Path,
@@ -163,7 +159,7 @@ fn searcher_options(
             IdlePolicy::Auto | IdlePolicy::Always => StartWhen::AtOnce,
         }
     };
-    let gpu = config.idle.gpu.as_ref().filter(|_| may_use_gpu(config));
+    let gpu = config.idle.gpu.as_ref().filter(|_| search.device != SearchDevice::Cpu);
     Ok(SearcherOptions {
         command: WorkerCommand {
             program: std::env::current_exe()?,

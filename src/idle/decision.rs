@@ -97,6 +97,13 @@ impl Verdict {
 pub enum Reason {
     /// Nothing is in the way.
     Idle,
+    /// Consumers take batches, and leave the search as many cores as it takes.
+    CoresLeft {
+        /// Cores that the search takes.
+        wanted: f64,
+        /// Cores that there are.
+        of: f64,
+    },
     /// Nothing is in the way now; `of` must pass without an obstacle, and `after` was the last one.
     Quiet {
         /// So long it has been quiet.
@@ -157,6 +164,9 @@ impl fmt::Display for Reason {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         match self {
             Self::Idle => f.write_str("nobody uses the device"),
+            Self::CoresLeft { wanted, of } => {
+                write!(f, "consumers leave the search the {wanted} of {of:.0} cores that it takes")
+            }
             Self::Quiet { elapsed, of, after } => {
                 let (elapsed, of) = (elapsed.as_secs_f64(), of.as_secs_f64());
                 write!(f, "quiet for {elapsed:.1} of {of:.1} s")?;
@@ -178,7 +188,9 @@ impl fmt::Display for Reason {
             Self::Shared(Sharing::Mps) => {
                 f.write_str("MPS shares the GPU, and hides who uses it without GPM")
             }
-            Self::Shared(_) => f.write_str("the GPU is cut by MIG, and tells no use without GPM"),
+            Self::Shared(_) => {
+                f.write_str("the GPU is cut by MIG, which hides who uses which part")
+            }
             Self::Untold => f.write_str("the driver does not tell whose work the GPU does"),
             Self::Lost(error) => write!(f, "the GPU does not answer: {error}"),
             Self::Blind(error) => write!(f, "the driver tells nothing: {error}"),
@@ -249,7 +261,19 @@ impl Decider {
             return Decision { verdict: self.verdict, reason };
         }
         self.verdict = Verdict::Run;
-        Decision { verdict: Verdict::Run, reason: Reason::Idle }
+        Decision { verdict: Verdict::Run, reason: self.idle(seen) }
+    }
+
+    /// Why nothing is in the way.
+    fn idle(&self, seen: &Seen) -> Reason {
+        let is_active = |(demand, _): &(Demand, Place)| demand.age <= self.rules.active;
+        match seen.cpu {
+            Some(cpu) if seen.gpu == Gpu::None && seen.demands.iter().any(is_active) => {
+                let wanted = self.rules.cores_wanted.min(cpu.n_cores);
+                Reason::CoresLeft { wanted, of: cpu.n_cores }
+            }
+            _ => Reason::Idle,
+        }
     }
 
     /// The gravest thing in the way, if there is any.

@@ -173,7 +173,7 @@ fn another_user_s_job_arrives_and_fills_the_memory() {
 #[test]
 fn what_hides_its_users_is_left_alone() {
     for (sharing, words) in [
-        (Sharing::Mig, "the GPU is cut by MIG, and tells no use without GPM"),
+        (Sharing::Mig, "the GPU is cut by MIG, which hides who uses which part"),
         (Sharing::Mps, "MPS shares the GPU, and hides who uses it without GPM"),
     ] {
         let mut decider = Decider::new(Rules::default(), Duration::ZERO);

@@ -3,6 +3,7 @@
 //! Owns the thread that calls the driver, and the last look that others read. A call that hangs
 //! costs the daemon nothing: nobody waits for this thread but whoever ends it. Decides nothing.
 //!
+//! * A look that is too old is none: a driver that hangs tells nothing.
 //! * A look that failed is an answer, too: lost devices, missing rights and a restarted driver are
 //!   reported, and the library is opened anew after a while.
 //! * The daemon's own processes are never among the others.
@@ -32,6 +33,9 @@ use crate::limits::GPUS_MAX;
 
 /// After so long a driver that failed is asked again.
 const RETRY: Duration = Duration::from_secs(2);
+/// A look that is older than so many intervals, and this, tells nothing of now.
+const STALE_INTERVALS: u32 = 5;
+const STALE_MIN: Duration = Duration::from_secs(1);
 /// GPM needs its two samples so far apart.
 const GPM_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -72,11 +76,19 @@ pub struct Look {
     pub processes: BTreeMap<String, BTreeSet<u32>>,
     /// Whether all GPUs answered: only then is a process that is on none of them nowhere.
     pub is_complete: bool,
+    /// Why no GPU is watched, though the configuration asks for it; else empty.
+    pub note: String,
 }
 
 impl Look {
     fn none() -> Self {
-        Self { gpu: Gpu::None, info: None, processes: BTreeMap::new(), is_complete: false }
+        Self {
+            gpu: Gpu::None,
+            info: None,
+            processes: BTreeMap::new(),
+            is_complete: false,
+            note: String::new(),
+        }
     }
 
     fn failed(gpu: Gpu, info: Option<GpuInfo>) -> Self {
@@ -103,6 +115,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     look: Look,
+    /// When it was told.
+    at: Instant,
+    /// It was said that the driver hangs.
+    is_stale_told: bool,
     has_looked: bool,
     own: Own,
     is_to_end: bool,
@@ -114,6 +130,7 @@ struct State {
 pub struct NvmlWatch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    stale_after: Duration,
 }
 
 impl NvmlWatch {
@@ -122,8 +139,15 @@ impl NvmlWatch {
     /// # Errors
     /// The system is out of threads.
     pub fn start(options: NvmlOptions, first: Duration) -> std::io::Result<Self> {
-        let state =
-            State { look: Look::none(), has_looked: false, own: Own::default(), is_to_end: false };
+        let state = State {
+            look: Look::none(),
+            at: Instant::now(),
+            is_stale_told: false,
+            has_looked: false,
+            own: Own::default(),
+            is_to_end: false,
+        };
+        let stale_after = STALE_MIN.max(options.interval * STALE_INTERVALS);
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -132,12 +156,21 @@ impl NvmlWatch {
         let guard = lock(&shared);
         let waited = shared.changed.wait_timeout_while(guard, first, |state| !state.has_looked);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), stale_after })
     }
 
-    /// The last look.
+    /// The last look. Of a GPU that was seen too long ago, nothing is known.
     pub fn look(&self) -> Look {
-        lock(&self.shared).look.clone()
+        let mut state = lock(&self.shared);
+        let mut look = state.look.clone();
+        let age = state.at.elapsed();
+        if matches!(look.gpu, Gpu::Seen(_)) && age > self.stale_after {
+            if !std::mem::replace(&mut state.is_stale_told, true) {
+                warn!("NVML has not answered for {age:.1?}; the search waits until it does");
+            }
+            look.gpu = Gpu::Blind(format!("NVML has not answered for {:.0} s", age.as_secs_f64()));
+        }
+        look
     }
 
     /// Tells whose use is the search's own.
@@ -168,6 +201,8 @@ impl Shared {
     fn tell(&self, look: Look) -> Option<Own> {
         let mut state = lock(self);
         state.look = look;
+        state.at = Instant::now();
+        state.is_stale_told = false;
         state.has_looked = true;
         self.changed.notify_all();
         (!state.is_to_end).then_some(state.own)
@@ -193,14 +228,20 @@ fn look_until_told(options: &NvmlOptions, shared: &Shared) {
         }
         let error = match builder.init() {
             Ok(nvml) => match Session::new(&nvml, options) {
-                Ok(Some(session)) => {
+                Ok(Ok(session)) => {
                     had_gpu = true;
                     match session.run(options, shared) {
                         Some(failed) => failed,
                         None => return,
                     }
                 }
-                Ok(None) => {
+                // A driver that had the GPU may be starting again, and a named one may come.
+                Ok(Err(why)) if had_gpu || options.gpu.is_some() => {
+                    shared.tell(Look::failed(Gpu::Lost(why.clone()), None));
+                    why
+                }
+                Ok(Err(why)) => {
+                    info!("{why}: the processors decide when the search runs");
                     shared.tell(Look::none());
                     return;
                 }
@@ -210,8 +251,7 @@ fn look_until_told(options: &NvmlOptions, shared: &Shared) {
             Err(error) if is_absent(&error) && !had_gpu => {
                 let library = options.library.as_ref().map(|path| path.display().to_string());
                 let library = library.unwrap_or_else(|| "libnvidia-ml.so.1".to_owned());
-                info!(library, %error, "no NVML: the processors decide when the search runs");
-                shared.tell(Look::none());
+                shared.tell(Look { note: absent(options, &library, &error), ..Look::none() });
                 return;
             }
             Err(error) => {
@@ -228,6 +268,24 @@ fn look_until_told(options: &NvmlOptions, shared: &Shared) {
             return;
         }
     }
+}
+
+/// Says that there is no NVML, loudly where the configuration asks for it; gives what reports say.
+fn absent(options: &NvmlOptions, library: &str, error: &NvmlError) -> String {
+    let (key, value) = match options {
+        NvmlOptions { library: Some(_), .. } => ("idle.nvml_library", library),
+        NvmlOptions { gpu: Some(gpu), .. } => ("idle.gpu", gpu.as_str()),
+        _ => {
+            info!(library, %error, "no NVML: the processors decide when the search runs");
+            return String::new();
+        }
+    };
+    let note = format!(
+        "{key} = \"{value}\" has no effect: NVML cannot be loaded from {library} ({error}); the \
+         processors decide when the search runs"
+    );
+    warn!("{note}");
+    note
 }
 
 fn is_absent(error: &NvmlError) -> bool {
@@ -253,8 +311,8 @@ struct Session<'nvml> {
 }
 
 impl<'nvml> Session<'nvml> {
-    /// `None`: there is no GPU for the search.
-    fn new(nvml: &'nvml Nvml, options: &NvmlOptions) -> Result<Option<Self>, NvmlError> {
+    /// The inner error: there is no GPU for the search, and why.
+    fn new(nvml: &'nvml Nvml, options: &NvmlOptions) -> Result<Result<Self, String>, NvmlError> {
         let mut devices = Vec::new();
         for index in 0..nvml.device_count()?.min(GPUS_MAX) {
             let device = nvml.device_by_index(index)?;
@@ -267,7 +325,7 @@ impl<'nvml> Session<'nvml> {
             found.map_or(usize::MAX, |processes| processes.len())
         };
         match choose(&uuids, options.gpu.as_deref(), options.visible.as_deref(), n_users) {
-            Choice::One(chosen) => Ok(Some(Self {
+            Choice::One(chosen) => Ok(Ok(Self {
                 nvml,
                 devices,
                 chosen,
@@ -275,20 +333,13 @@ impl<'nvml> Session<'nvml> {
                 gpm: None,
                 multiprocessors: None,
             })),
-            Choice::None(why) => {
-                if options.gpu.is_some() {
-                    warn!("{why}: the processors decide when the search runs");
-                } else {
-                    info!("{why}: the processors decide when the search runs");
-                }
-                Ok(None)
-            }
+            Choice::None(why) => Ok(Err(why)),
         }
     }
 
     /// Looks until told to end (`None`), or until the driver fails, with its words.
     fn run(mut self, options: &NvmlOptions, shared: &Shared) -> Option<String> {
-        let info = self.info();
+        let info = GpuInfo { temperature: None, power: None, ..self.info() };
         info!(gpu = info.name, uuid = info.uuid, "looking at this GPU");
         let mut own = lock(shared).own;
         loop {
@@ -296,11 +347,11 @@ impl<'nvml> Session<'nvml> {
                 Ok(look) => own = shared.tell(look)?,
                 Err(NvmlError::NoPermission) => {
                     let error = NvmlError::NoPermission.to_string();
-                    own = shared.tell(Look::failed(Gpu::Blind(error), Some(self.info())))?;
+                    own = shared.tell(Look::failed(Gpu::Blind(error), Some(info.clone())))?;
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    let lost = Look::failed(Gpu::Lost(error.clone()), Some(info));
+                    let lost = Look::failed(Gpu::Lost(error.clone()), Some(info.clone()));
                     return shared.tell(lost).map(|_| error);
                 }
             }
@@ -370,7 +421,7 @@ impl<'nvml> Session<'nvml> {
         };
         let multiprocessors = self.multiprocessors();
         let gpu = Gpu::Seen(GpuSample { multiprocessors, ..sample });
-        Ok(Look { gpu, info: Some(self.info()), processes, is_complete })
+        Ok(Look { gpu, info: Some(self.info()), processes, is_complete, note: String::new() })
     }
 
     /// Use since the last look by process, 0..=1; `None` where the driver does not tell it.

@@ -19,8 +19,10 @@ impl Supervisor {
         !self.is_paused() && !self.is_yielding
     }
 
-    /// Asks the idle watch, and carries out what it says. `fastaa-ctl search run` overrides it.
+    /// Asks the idle watch, and carries out what it says. `fastaa-ctl search run` overrides it, but
+    /// for full memory: somebody's job is about to fail.
     pub(super) fn look(&mut self) {
+        self.hold();
         let Some(idle) = &mut self.idle else { return };
         let is_on_gpu = {
             let state = lock(&self.state);
@@ -31,7 +33,11 @@ impl Supervisor {
             is_on_gpu,
             has_run: self.worker.is_some() && !self.is_stopped,
         });
-        let is_to_yield = decision.verdict != Verdict::Run && !self.is_told;
+        let is_to_yield = match decision.verdict {
+            Verdict::Run => false,
+            Verdict::Pause => !self.is_told,
+            Verdict::Evict => true,
+        };
         if is_to_yield {
             self.yield_device(&decision);
         } else if self.is_yielding {
@@ -39,6 +45,14 @@ impl Supervisor {
             if !self.is_paused() {
                 self.go_on();
             }
+        }
+    }
+
+    /// Says again whether the worker is to compute, in case that somebody else has stopped it or
+    /// let it go on.
+    fn hold(&self) {
+        if let Some(worker) = &self.worker {
+            worker.signal(if self.is_stopped { Signal::STOP } else { Signal::CONT });
         }
     }
 

@@ -207,7 +207,7 @@ impl Supervisor {
         match status.code() {
             Some(0) => {
                 info!("the search has finished");
-                self.is_told = false;
+                self.tell_override(false);
                 self.backoff.reset();
                 lock(&self.state).enter(Phase::Finished, "all rounds are done");
             }
@@ -241,6 +241,14 @@ impl Supervisor {
         }
     }
 
+    /// Whether the search is to run whatever the idle watch says.
+    fn tell_override(&mut self, is_told: bool) {
+        self.is_told = is_told;
+        if let Some(idle) = &self.idle {
+            idle.overridden(is_told);
+        }
+    }
+
     fn carry_out(&mut self, wish: Wish) -> Result<(), ControlFailure> {
         let phase = lock(&self.state).phase;
         match (wish, phase) {
@@ -256,12 +264,15 @@ impl Supervisor {
                     worker.signal(Signal::STOP);
                     self.is_stopped = true;
                 }
-                self.is_told = false;
+                self.tell_override(false);
                 info!("the search is paused");
-                lock(&self.state).enter(Phase::Paused, "until 'fastaa-ctl search resume'");
+                lock(&self.state).enter(
+                    Phase::Paused,
+                    "until 'fastaa-ctl search resume', or the daemon's restart",
+                );
             }
             (Wish::Resume | Wish::Run, _) => {
-                self.is_told |= wish == Wish::Run;
+                self.tell_override(wish == Wish::Run);
                 if self.is_told {
                     self.is_yielding = false;
                 }
