@@ -15,7 +15,11 @@ use super::window::WindowMemory;
 use super::wire::GroupMode;
 use crate::limits::SLAB_BYTES_MAX;
 
-/// A window has so many times the slots of its first member's slab.
+/// A window is about this large: so far may members be apart and still read the same batches.
+const WINDOW_BYTES_TARGET: usize = 128 << 20;
+/// Slots when batches are small.
+const WINDOW_SLOTS_MAX: usize = 256;
+/// Slots when batches are large, for each slot of the first member's slab.
 const SLOTS_PER_MEMBER_SLOT: u32 = 2;
 
 /// What members must have in common, so that a batch of one is a batch of the other.
@@ -63,9 +67,12 @@ impl Windows {
             return Some(memory);
         }
         let layout = *session.slab.layout();
-        let most = SLAB_BYTES_MAX / layout.slot_bytes.max(1) as u64;
-        let wanted = SLOTS_PER_MEMBER_SLOT.saturating_mul(session.n_slots());
-        let n_slots = wanted.min(u32::try_from(most).unwrap_or(u32::MAX));
+        let slot_bytes = layout.slot_bytes.max(1);
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let target = (WINDOW_BYTES_TARGET / slot_bytes).min(WINDOW_SLOTS_MAX);
+        let least = SLOTS_PER_MEMBER_SLOT.saturating_mul(session.n_slots());
+        let most = small(SLAB_BYTES_MAX / slot_bytes as u64);
+        let n_slots = small(target as u64).max(least).min(most);
         let shape = *session.stream.spec.recipe.shape();
         let slab = match Slab::for_readers(layout, shape, n_slots) {
             Ok(slab) => Arc::new(slab),

@@ -85,7 +85,9 @@ class Loader:
             this connection alone. The name stands for one run: whoever uses it again, a resumed
             run above all, gets the policy that this run had in each epoch. A new run takes a new
             name.
-        mode: `"shard"`: the ranks share the epoch. `"broadcast"`: each sees all of it.
+        mode: `"shard"`: the ranks share the epoch. `"broadcast"`: each sees all of it, and members
+            of one `group` with equal arguments read batches that are made once, as long as they are
+            not further apart than the daemon's window (128 MiB of batches, or 256).
         drop_last: Drop an epoch's last, incomplete global batch.
         shuffle: A new keyed permutation each epoch, or index order.
         policy: `"active"` (the one that the daemon's search published last), `"none"`, a built-in's
