@@ -59,6 +59,7 @@ fn request(mode: GroupMode) -> StreamRequest {
         mode,
         recipe_json: r#"{"policy":"active"}"#.to_owned(),
         n_slots: 8,
+        replay: true,
     }
 }
 
@@ -67,6 +68,7 @@ fn request_json(mode: &str) -> Value {
         "dataset": "fashion-mnist", "split": "train", "batch_size": 256, "seed": u64::MAX,
         "rank": 1, "world_size": 3, "drop_last": true, "shuffle": false, "group": "größe",
         "mode": mode, "recipe_json": r#"{"policy":"active"}"#, "n_slots": 8,
+        "replay": true,
     })
 }
 

@@ -333,6 +333,8 @@ pub struct StreamReport {
     /// Of a broadcast group's member: `shared` (it reads the group's window) or `beyond` (the group
     /// is past it, and its batches are made for it alone); else empty.
     pub window: String,
+    /// It gets the same batches again and again, to measure what a training could reach.
+    pub is_replay: bool,
     /// Batches since the connection that were read from the group's window.
     pub batches_shared: u64,
 }

@@ -8,6 +8,7 @@
 mod augment;
 mod daemon;
 mod dataset;
+mod headspace;
 mod output;
 mod policy;
 mod policy_text;

@@ -1,6 +1,7 @@
 //! `fastaa-ctl stream`: the running streams.
 
 use super::daemon::connect;
+use super::headspace::{self, HeadspaceArgs};
 use super::table::table;
 use super::{Context, CtlError, output};
 use crate::control::{Reply, Request, StreamReport};
@@ -10,10 +11,18 @@ use crate::control::{Reply, Request, StreamReport};
 pub(crate) enum StreamCommand {
     /// One line per connected consumer
     List,
+    /// Measure how fast a training would be if its batches cost nothing
+    ///
+    /// Runs the command twice, as it is and with batches that are made once and then come again
+    /// and again. The difference is what any loader could gain. The second run learns nonsense: let
+    /// it write no checkpoint that you need.
+    Headspace(HeadspaceArgs),
 }
 
 pub(crate) fn run(context: &Context, command: &StreamCommand) -> Result<(), CtlError> {
-    let StreamCommand::List = command;
+    if let StreamCommand::Headspace(args) = command {
+        return headspace::run(context, args);
+    }
     let mut client = connect(context)?;
     match client.call(&Request::StreamList)? {
         Reply::Streams { streams } if context.json => output::print_json(&streams),

@@ -312,6 +312,7 @@ fn stream_report(session: SessionReport) -> StreamReport {
             (true, true) => "beyond",
         }
         .to_owned(),
+        is_replay: session.is_replay,
         batches_shared: session.batches_shared,
     }
 }

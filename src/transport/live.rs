@@ -77,6 +77,7 @@ impl LiveSession {
             policy: policy.to_owned(),
             policy_version,
             images_per_second: self.rate.per_second,
+            is_replay: session.request.replay,
             is_broadcast: session.window.is_some(),
             batches_shared: session.batches_shared,
             is_beyond_window: session.is_beyond_window,

@@ -111,6 +111,7 @@ pub struct SessionReport {
     pub policy: String,
     pub policy_version: u64,
     pub images_per_second: f64,
+    pub is_replay: bool,
     pub is_broadcast: bool,
     pub batches_shared: u64,
     pub is_beyond_window: bool,

@@ -53,6 +53,8 @@ struct Slot {
     generation: u32,
     /// Its batch is in this slot of the group's window.
     window: Option<u32>,
+    /// Samples that the last job wrote to it.
+    n_filled: u32,
 }
 
 /// An epoch under way.
@@ -174,7 +176,7 @@ impl Session {
             window: None,
             returned: Vec::new(),
             slots: vec![
-                Slot { state: SlotState::Free, generation: 0, window: None };
+                Slot { state: SlotState::Free, generation: 0, window: None, n_filled: 0 };
                 n_slots as usize
             ],
             free: (0..n_slots).rev().collect(),
@@ -377,7 +379,8 @@ impl Session {
         let step = run.next_dispatch;
         run.next_dispatch += 1;
         let step_plan = run.plan.step(step);
-        if step_plan.n_local == 0 {
+        let is_replayed = self.request.replay && step_plan.n_local <= slot.n_filled;
+        if step_plan.n_local == 0 || is_replayed {
             slot.state = SlotState::Ready;
             run.ready.insert(step, slot_idx);
             return Dispatch::NoJob;
@@ -407,6 +410,7 @@ impl Session {
                 }
             }
         }
+        slot.n_filled = n_samples;
         let job = BatchJob {
             spec: Arc::clone(&self.stream.spec),
             order: Arc::clone(&run.order),

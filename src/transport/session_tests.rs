@@ -72,6 +72,7 @@ pub(super) fn session(
         mode: GroupMode::Shard,
         recipe_json: "{}".to_owned(),
         n_slots,
+        replay: false,
     };
     let peer = Peer { client: "test".to_owned(), pid: None, uid: None };
     Session::open(request, stream, peer).expect("opens")

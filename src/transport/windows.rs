@@ -48,7 +48,8 @@ impl Windows {
     /// no memory for a window: then every member's batches are made for it alone.
     pub(super) fn window_of(&mut self, session: &Session) -> Option<Arc<WindowMemory>> {
         let request = &session.request;
-        if request.mode != GroupMode::Broadcast || request.group.is_empty() {
+        let is_member = request.mode == GroupMode::Broadcast && !request.group.is_empty();
+        if !is_member || request.replay {
             return None;
         }
         let key = WindowKey {

@@ -43,7 +43,7 @@ use crate::limits;
 
 /// Versions, newest first:
 ///
-/// * 2: windows of broadcast groups.
+/// * 2: windows of broadcast groups, replay.
 /// * 1: first.
 pub const PROTOCOL_VERSION: u16 = 2;
 
@@ -97,6 +97,9 @@ pub struct StreamRequest {
     pub recipe_json: String,
     /// Slots wanted; 0: the daemon chooses.
     pub n_slots: u32,
+    /// Fill each slot once, and announce what lies in it from then on, whatever the step: to
+    /// measure what a training could reach if batches cost nothing.
+    pub replay: bool,
 }
 
 /// Answer on the HELLO socket.

@@ -38,6 +38,13 @@ def daemon_binary() -> Path | None:
     return path if path.exists() else None
 
 
+def ctl_binary() -> Path | None:
+    """`$FASTAA_CTL`, else the release build, if there is one."""
+    named = os.environ.get("FASTAA_CTL")
+    path = Path(named) if named else ROOT / "target" / "release" / "fastaa-ctl"
+    return path if path.exists() else None
+
+
 class Split:
     """The truth about a split: images `[n, height, width, channels]` uint8, labels int64."""
 

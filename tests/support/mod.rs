@@ -196,6 +196,7 @@ pub(crate) fn request(batch_size: u32, recipe_json: &str) -> StreamRequest {
         mode: GroupMode::Shard,
         recipe_json: recipe_json.to_owned(),
         n_slots: 0,
+        replay: false,
     }
 }
 

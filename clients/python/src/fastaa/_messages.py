@@ -62,6 +62,7 @@ class StreamRequest(NamedTuple):
     mode: GroupMode
     recipe_json: str
     n_slots: int
+    replay: bool
 
 
 class ClientHello(NamedTuple):

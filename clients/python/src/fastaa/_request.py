@@ -75,6 +75,17 @@ def _name(name: str, value: Any) -> str:
     raise InvalidRequestError(f"{name}={shown(value)} is no str", f"pass the {name}'s name")
 
 
+def _is_replay() -> bool:
+    """Whether the environment asks for batches that cost nothing (`stream headspace` does)."""
+    value = os.environ.get("FASTAA_REPLAY", "")
+    if value not in ("", "0", "1"):
+        raise InvalidRequestError(
+            f"FASTAA_REPLAY={shown(value)} is neither 0 nor 1",
+            "unset it; 'fastaa-ctl stream headspace' sets it for its measurement",
+        )
+    return value == "1"
+
+
 def stream_request(
     *,
     dataset: Any,
@@ -107,6 +118,7 @@ def stream_request(
         shuffle=_flag("shuffle", shuffle),
         group=_torchrun_group() if group is None else _name("group", group),
         mode=_MODES[mode],
+        replay=_is_replay(),
         recipe_json=recipe,
         n_slots=integer("n_slots", n_slots, 0, _U32_MAX),
     )

@@ -233,7 +233,7 @@ def _union(name: str, *variants: tuple[Any, _Codec]) -> _Codec:
 _STREAM_REQUEST = _fields(
     StreamRequest,
     *(_STR, _STR, _U32, _U64, _U32, _U32, _BOOL, _BOOL, _STR),
-    *(_plain_enum(GroupMode), _STR, _U32),
+    *(_plain_enum(GroupMode), _STR, _U32, _BOOL),
 )
 _CLIENT_HELLO = _fields(ClientHello, _U16, _STR, _STR, _STREAM_REQUEST)
 _LABELS = _union(

@@ -76,6 +76,10 @@ class DaemonRestartWarning(RuntimeWarning):
     """The daemon is gone, and the loader waits for it to come back."""
 
 
+class ReplayWarning(RuntimeWarning):
+    """`FASTAA_REPLAY` is set: the same batches come again and again, for measuring only."""
+
+
 class AllSlotsHeldWarning(RuntimeWarning):
     """Batches are copied because the program keeps so many that no slot is left to fill."""
 

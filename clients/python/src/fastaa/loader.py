@@ -29,6 +29,7 @@ from .errors import (
     DataError,
     Error,
     ProtocolError,
+    ReplayWarning,
     UsageError,
 )
 
@@ -155,6 +156,13 @@ class Loader:
             recipe=_request.recipe(policy, recipe_overrides, total_epochs),
             n_slots=n_slots,
         )
+        if self._request.replay:
+            warnings.warn(
+                "FASTAA_REPLAY is set: the same few batches come again and again, to measure how "
+                "fast a training is without a loader; nothing that is learned from them is of use",
+                ReplayWarning,
+                stacklevel=2,
+            )
         _request.check_device(device)
         self._output = output
         self._target = _request.target(
