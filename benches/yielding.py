@@ -19,22 +19,20 @@ import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fastaa
 import torch
+from host import READY_SECONDS_MAX, ROOT, Daemon, interval
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
 RAW = Path("/usr/share/datasets/fashion-mnist")
-READY_SECONDS_MAX = 120
-CONFIG = f"""runtime_dir = "run"
-state_dir = "state"
+CONFIG = f"""
 [[dataset]]
 name = "fashion"
 path = "{RAW}"
@@ -54,30 +52,20 @@ GPU = {
 }
 
 
-class Daemon:
-    """A daemon in a folder of its own."""
+class SearchingDaemon(Daemon):
+    """A daemon that searches, in a new folder."""
 
     def __init__(self, folder: Path, tables: str) -> None:
-        self.folder = folder
+        """Starts it with these tables of its configuration."""
         folder.mkdir()
-        path = folder / "config.toml"
-        path.write_text(CONFIG + tables)
-        binary = os.environ.get("FASTAA_LOADERD", str(ROOT / "target/release/fastaa-loaderd"))
-        self.process = subprocess.Popen([binary, "--config", str(path)])
+        super().__init__(folder, CONFIG + tables)
 
-    def ctl(self, *arguments: str) -> dict[str, object] | None:
-        """What a command says; `None` if it fails."""
-        binary = os.environ.get("FASTAA_CTL", str(ROOT / "target/release/fastaa-ctl"))
-        run_dir = str(self.folder / "run")
-        command = [binary, "--runtime-dir", run_dir, "--json", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return None if done.returncode else json.loads(done.stdout)
-
-    def status(self) -> dict[str, object] | None:
+    def status(self) -> Any:
         """What the search does; `None` while the daemon starts."""
         return self.ctl("search", "status")
 
-    def wait_for(self, what: str, state: str) -> dict[str, object]:
+    def wait_for(self, what: str, state: str) -> Any:
+        """The first status with this state."""
         end = time.monotonic() + READY_SECONDS_MAX
         while time.monotonic() < end:
             status = self.status()
@@ -87,20 +75,9 @@ class Daemon:
         sys.exit(f"waited in vain for {what}: {self.status()}")
 
     def loader(self, batch_size: int) -> fastaa.Loader:
-        end = time.monotonic() + READY_SECONDS_MAX
-        while True:
-            try:
-                return fastaa.Loader(
-                    "fashion", batch_size=batch_size, runtime_dir=str(self.folder / "run")
-                )
-            except fastaa.DaemonNotRunning:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+        """A consumer of it."""
+        self.wait_until_ready()
+        return fastaa.Loader("fashion", batch_size=batch_size, runtime_dir=str(self.runtime_dir))
 
 
 def state_of(pid: int) -> str:
@@ -141,7 +118,7 @@ nvml_library = "{driver / "libnvidia-ml.so.1"}"
 quiet_seconds = 0.2
 sample_ms = 50
 """
-    daemon = Daemon(folder / "latency", tables)
+    daemon = SearchingDaemon(folder / "latency", tables)
     seen, told, evicted = [], [], []
     try:
         with daemon.loader(64) as loader:
@@ -208,7 +185,7 @@ def rate(training: Iterator[int], seconds: float) -> float:
     return n_images / (time.perf_counter() - start)
 
 
-def computed(daemon: Daemon) -> float:
+def computed(daemon: SearchingDaemon) -> float:
     """CPU seconds of the search's process so far."""
     status = daemon.status()
     assert status is not None
@@ -217,7 +194,7 @@ def computed(daemon: Daemon) -> float:
 
 
 def throughput(folder: Path, rounds: int, seconds: float, pause: float) -> None:
-    daemon = Daemon(folder / "throughput", "[search]\nenabled = true\nreduced = 4000\n")
+    daemon = SearchingDaemon(folder / "throughput", "[search]\nenabled = true\nreduced = 4000\n")
     rates: dict[str, list[float]] = {"resume": [], "pause": []}
     try:
         with daemon.loader(128) as loader:
@@ -238,12 +215,9 @@ def throughput(folder: Path, rounds: int, seconds: float, pause: float) -> None:
     finally:
         daemon.stop()
     ratios = [on / off for on, off in zip(rates["resume"], rates["pause"], strict=True)]
-    # Two-sided 95 % points of Student's t; 2.1 is right for twenty.
-    t95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-    half = t95.get(rounds - 1, 2.1) * statistics.stdev(ratios) / math.sqrt(rounds)
     medians = {wish: statistics.median(values) for wish, values in rates.items()}
     print(f"training: {medians['resume']:,.0f} img/s, search paused: {medians['pause']:,.0f}")
-    print(f"ratio: {statistics.mean(ratios):.3f} ± {half:.3f} of {rounds} pairs of {seconds:g} s")
+    print(f"ratio: {interval(ratios)} of {rounds} pairs of {seconds:g} s")
     print(f"the search computed {beside:.1f} CPU s beside it, {harvested:.1f} in {pause:g} s alone")
 
 
