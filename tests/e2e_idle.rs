@@ -115,6 +115,7 @@ impl Host {
             dataset: "digits".to_owned(),
             budget_seconds: 0,
             idle: Some(idle),
+            pause_mark: None,
         });
         Self { searcher: searcher.unwrap(), board }
     }
@@ -314,8 +315,11 @@ fn a_search_on_processors_leaves_gpus_alone() {
         echo "{\"event\": \"note\", \"text\": \"CUDA sees ${CUDA_VISIBLE_DEVICES-what it likes}\"}"
         exec sleep 1000"#;
     let host = Host::start_on(&driver.library(), None, SearchDevice::Cpu, script);
+    // Whether the processors are idle is not asked: other tests use them.
+    host.searcher.run().unwrap();
     let words = "CUDA sees what it likes";
-    host.wait_for("its start", |report| report.notes.iter().any(|note| note == words));
+    let report = host.wait_for("its start", |report| report.notes.iter().any(|note| note == words));
+    assert!(!report.idle.unwrap().reason.contains("GPU"));
 }
 
 #[test]

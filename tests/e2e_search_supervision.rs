@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fastaa::control::{
@@ -23,10 +23,26 @@ const MOMENT: Duration = Duration::from_millis(1);
 fn searcher_that(start: StartWhen, script: &str, backoff: Backoff) -> Searcher {
     let args = ["-c", script].map(Into::into).into();
     let command = WorkerCommand { program: "/bin/sh".into(), args, env: vec![] };
+    searcher_with(command, start, backoff, None)
+}
+
+fn searcher_with(
+    command: WorkerCommand,
+    start: StartWhen,
+    backoff: Backoff,
+    pause_mark: Option<PathBuf>,
+) -> Searcher {
     let dataset = "digits".to_owned();
-    let options =
-        SearcherOptions { command, start, backoff, dataset, budget_seconds: 60, idle: None };
-    Searcher::start(options).unwrap()
+    Searcher::start(SearcherOptions {
+        command,
+        start,
+        backoff,
+        dataset,
+        budget_seconds: 60,
+        idle: None,
+        pause_mark,
+    })
+    .unwrap()
 }
 
 fn searcher(script: &str) -> Searcher {
@@ -163,18 +179,34 @@ fn a_crash_loop_waits_and_a_person_need_not() {
 }
 
 #[test]
+fn a_pause_outlives_the_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("search/paused");
+    let start = || {
+        let args = ["-c", SLEEP].map(Into::into).into();
+        let command = WorkerCommand { program: "/bin/sh".into(), args, env: vec![] };
+        let backoff = Backoff::new(HOUR, HOUR);
+        searcher_with(command, StartWhen::AtOnce, backoff, Some(mark.clone()))
+    };
+    let searcher = start();
+    wait_for(&searcher, |report| report.pid.is_some());
+    searcher.pause().unwrap();
+    drop(searcher);
+    let searcher = start();
+    let report = searcher.report();
+    assert_eq!((report.state.as_str(), report.pid), ("paused", None));
+    assert!(report.reason.contains("fastaa-ctl search resume"), "{}", report.reason);
+    searcher.resume().unwrap();
+    wait_for(&searcher, |report| report.pid.is_some());
+    drop(searcher);
+    wait_for(&start(), |report| report.pid.is_some());
+}
+
+#[test]
 fn what_cannot_be_started_is_a_crash_with_its_reason() {
     let command =
         WorkerCommand { program: "/nowhere/fastaa-loaderd".into(), args: vec![], env: vec![] };
-    let searcher = Searcher::start(SearcherOptions {
-        command,
-        start: StartWhen::AtOnce,
-        backoff: Backoff::new(HOUR, HOUR),
-        dataset: String::new(),
-        budget_seconds: 0,
-        idle: None,
-    })
-    .unwrap();
+    let searcher = searcher_with(command, StartWhen::AtOnce, Backoff::new(HOUR, HOUR), None);
     let report = wait_for_state(&searcher, "backing-off");
     assert!(report.reason.contains("/nowhere/fastaa-loaderd cannot be started"), "{report:?}");
 }

@@ -16,7 +16,7 @@ use crate::control::{IdleReport, Reply, Request, SearchReport, SearchRoundReport
 pub(crate) enum SearchCommand {
     /// Show what the search does, how far it is, and how its rounds ended
     Status,
-    /// Stop the search where it is, until it is resumed or the daemon restarts
+    /// Stop the search where it is, until it is resumed, also over restarts of the daemon
     Pause,
     /// Let a paused search go on, and end what 'run' began: it runs when the device is idle
     Resume,

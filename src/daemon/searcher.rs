@@ -20,6 +20,7 @@ mod supervisor;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -40,6 +41,8 @@ pub use super::search_process::WorkerCommand;
 use super::search_state::{Advance, SearchState};
 pub use super::search_state::{Backoff, Phase};
 
+/// Why a paused search does nothing.
+const PAUSE_REASON: &str = "until 'fastaa-ctl search resume'";
 /// How long the supervisor may take to answer; it only signals and starts processes.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -97,6 +100,9 @@ pub struct SearcherOptions {
     pub budget_seconds: u64,
     /// Whom it yields to; `None`: to nobody.
     pub idle: Option<IdleOptions>,
+    /// A file that is there while a user has paused the search, so that a restart of the daemon
+    /// does not end the pause; `None`: nothing is remembered.
+    pub pause_mark: Option<PathBuf>,
 }
 
 /// The daemon's handle to the search. Dropping it ends the worker.
@@ -130,7 +136,9 @@ impl Searcher {
     /// # Errors
     /// The system is out of threads or file descriptors.
     pub fn start(options: SearcherOptions) -> io::Result<Self> {
+        let is_paused = options.pause_mark.as_deref().is_some_and(Path::exists);
         let (phase, reason) = match &options.start {
+            StartWhen::AtOnce if is_paused => (Phase::Paused, PAUSE_REASON.to_owned()),
             StartWhen::AtOnce => (Phase::Starting, String::new()),
             StartWhen::Told(why) => (Phase::Waiting, why.clone()),
             StartWhen::Never(why) => (Phase::Disabled, why.clone()),
@@ -155,7 +163,8 @@ impl Searcher {
             backoff: options.backoff,
             advance: Advance::default(),
             worker: None,
-            restart_at: (phase == Phase::Starting).then(Instant::now),
+            restart_at: matches!(phase, Phase::Starting | Phase::Paused).then(Instant::now),
+            pause_mark: options.pause_mark,
             is_yielding: idle.is_some(),
             idle,
             is_stopped: false,

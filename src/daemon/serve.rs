@@ -80,7 +80,7 @@ pub(super) fn serve(
         tcp: server.tcp_endpoint().map(str::to_owned),
     };
     let counters = server.worker_counters();
-    let searcher = Arc::new(Searcher::start(searcher_options(config, config_path, idle)?)?);
+    let searcher = Arc::new(Searcher::start(searcher_options(config, config_path, places, idle)?)?);
     let handler = DaemonHandler {
         facts,
         datasets,
@@ -143,6 +143,7 @@ fn token_path(config: &Config, places: &Places) -> PathBuf {
 fn searcher_options(
     config: &Config,
     config_path: &Path,
+    places: &Places,
     idle: IdleOptions,
 ) -> std::io::Result<SearcherOptions> {
     let search = &config.search;
@@ -176,6 +177,7 @@ fn searcher_options(
         dataset: search.dataset.clone().or(first).unwrap_or_default(),
         budget_seconds: search.budget_seconds,
         idle: (config.idle.policy == IdlePolicy::Auto).then_some(idle),
+        pause_mark: Some(places.state_dir.join("search/paused")),
     })
 }
 

@@ -4,6 +4,7 @@
 //! end, or the time of a restart or of a look at the device. The invariants are the parent's.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 use tracing::{error, info, warn};
 
-use super::{Advance, Ask, Backoff, Phase, SearchState, Wish, lock};
+use super::{Advance, Ask, Backoff, PAUSE_REASON, Phase, SearchState, Wish, lock};
 use crate::control::{ControlFailure, FailureCode};
 use crate::daemon::idle_watch::IdleWatch;
 use crate::daemon::search_process::{Output, Worker, WorkerCommand, describe, timespec};
@@ -45,6 +46,8 @@ pub(super) struct Supervisor {
     pub(super) is_stopped: bool,
     /// Somebody said that it is to run, whatever the idle watch says.
     pub(super) is_told: bool,
+    /// There while a user has paused it.
+    pub(super) pause_mark: Option<PathBuf>,
 }
 
 impl Supervisor {
@@ -241,6 +244,23 @@ impl Supervisor {
         }
     }
 
+    /// Remembers over restarts whether a user has paused the search.
+    fn mark_pause(&self, is_paused: bool) {
+        let Some(path) = &self.pause_mark else { return };
+        let done = if is_paused {
+            let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+            made.and_then(|()| std::fs::write(path, ""))
+        } else if path.exists() {
+            std::fs::remove_file(path)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = done {
+            let path = path.display();
+            warn!("{path}: {error}; after a restart, the daemon will not know of this");
+        }
+    }
+
     /// Whether the search is to run whatever the idle watch says.
     fn tell_override(&mut self, is_told: bool) {
         self.is_told = is_told;
@@ -266,13 +286,12 @@ impl Supervisor {
                 }
                 self.tell_override(false);
                 info!("the search is paused");
-                lock(&self.state).enter(
-                    Phase::Paused,
-                    "until 'fastaa-ctl search resume', or the daemon's restart",
-                );
+                self.mark_pause(true);
+                lock(&self.state).enter(Phase::Paused, PAUSE_REASON);
             }
             (Wish::Resume | Wish::Run, _) => {
                 self.tell_override(wish == Wish::Run);
+                self.mark_pause(false);
                 if self.is_told {
                     self.is_yielding = false;
                 }

@@ -12,6 +12,7 @@ The daemon decodes and augments; batches arrive in shared memory and are views o
 tensors or numpy arrays. Start one with `fastaa-loaderd --config FILE`.
 """
 
+from ._batch import Batch
 from ._version import __version__
 from .errors import (
     AllSlotsHeldWarning,
@@ -32,7 +33,7 @@ from .errors import (
     UnsupportedError,
     UsageError,
 )
-from .loader import Batch, Loader
+from .loader import Loader
 
 __all__ = [
     "AllSlotsHeldWarning",

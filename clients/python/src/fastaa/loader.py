@@ -16,10 +16,11 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from . import _digest, _messages, _reconnect, _request, _state
 from ._arrays import ArrayMaker
+from ._batch import Batch
 from ._connection import Connection, Delivery, Event
 from ._state import Position
 from .errors import (
@@ -34,29 +35,6 @@ from .errors import (
 )
 
 _T = TypeVar("_T")
-
-
-class Batch(NamedTuple):
-    """One step's samples for this rank."""
-
-    images: Any
-    """`[n, channels, height, width]` or `[n, height, width, channels]`, as the recipe says."""
-    labels: Any
-    """int64 `[n]`, or float32 `[n, len]`."""
-    indices: Any
-    """int64 `[n]`: which samples of the split these are."""
-    epoch: int
-    step: int
-    """Steps of this epoch that were yielded before; goes on after a resume."""
-    policy_id: str
-    """Content hash of the policy that augmented the batch, hexadecimal."""
-    policy_version: int
-    """The policy's version in the daemon's store; 0 for a built-in or a file."""
-    policy: str
-    """Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or `id:` and
-    the content hash of a policy file."""
-    n_global: int
-    """Samples of all ranks in this step: divide a summed loss of the last step by it."""
 
 
 class Loader:
