@@ -19,6 +19,12 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 80;
 /// Most consumers connected at once.
 pub const SESSIONS_MAX: usize = 1024;
 
+/// File descriptors of one consumer: HELLO socket, pidfd, slab, window, ZeroMQ's connection.
+pub const SESSION_FDS: u64 = 5;
+
+/// File descriptors that are kept for everything else: files, control and TCP connections.
+pub const RESERVED_FDS: u64 = 128;
+
 /// Most slots in one consumer's slab.
 pub const SLOTS_MAX: u32 = 256;
 

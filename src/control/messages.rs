@@ -310,9 +310,9 @@ pub struct StreamReport {
     pub batch_size: u32,
     /// Epoch under way.
     pub epoch: u64,
-    /// Step of the last batch sent.
+    /// Batches of the epoch that were sent since the session began it, queued ones included.
     pub step: u64,
-    /// Global sample offset after it.
+    /// Samples of the epoch, all ranks together, after the last batch that was sent.
     pub next_offset: u64,
     /// Since the connection.
     pub batches_sent: u64,
@@ -330,8 +330,8 @@ pub struct StreamReport {
     pub policy_version: u64,
     /// Recent rate.
     pub images_per_second: f64,
-    /// Of a broadcast group's member: `shared` (it reads the group's window) or `beyond` (the group
-    /// is past it, and its batches are made for it alone); else empty.
+    /// Of a broadcast group's member: `shared` (it reads the group's window, if anybody else does)
+    /// or `beyond` (the group is past it, and its batches are made for it alone); else empty.
     pub window: String,
     /// It gets the same batches again and again, to measure what a training could reach.
     pub is_replay: bool,

@@ -51,7 +51,7 @@ pub(crate) fn streams_table(streams: &[StreamReport]) -> String {
                 if stream.group.is_empty() { "-".to_owned() } else { stream.group.clone() },
                 stream.batch_size.to_string(),
                 stream.epoch.to_string(),
-                stream.step.to_string(),
+                stream.next_offset.to_string(),
                 format!("{}/{}", stream.leased_slots, stream.n_slots),
                 if stream.window.is_empty() { "-".to_owned() } else { stream.window.clone() },
                 stream.policy.clone(),
@@ -60,7 +60,7 @@ pub(crate) fn streams_table(streams: &[StreamReport]) -> String {
         })
         .collect();
     let headers = [
-        "session", "stream", "client", "rank", "group", "batch", "epoch", "step", "leased",
+        "session", "stream", "client", "rank", "group", "batch", "epoch", "offset", "leased",
         "window", "policy", "images/s",
     ];
     table(headers, &rows)

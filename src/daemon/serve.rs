@@ -36,6 +36,7 @@ pub(super) fn serve(
     let started = Instant::now();
     // Sockets for the group, nothing for others; who of the group may subscribe is checked by uid.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     survive_signals(&runtime)?;
     let lock = RuntimeLock::take(&places.runtime)?;
@@ -140,6 +141,16 @@ fn token_path(config: &Config, places: &Places) -> PathBuf {
 }
 
 /// This program itself is the worker's: `fastaa-loaderd search-worker --config FILE`.
+/// Each client takes some file descriptors, and the usual soft limit is meant for `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: maximum, maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn searcher_options(
     config: &Config,
     config_path: &Path,

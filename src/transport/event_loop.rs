@@ -143,7 +143,8 @@ impl EventLoop {
     fn insert(&mut self, session: Session, route: Vec<u8>, is_tcp: bool) {
         if let Some(memory) = &session.window {
             let window = self.windows.entry(memory.id);
-            window.or_insert_with(|| Window::new(Arc::clone(memory))).join();
+            let window = window.or_insert_with(|| Window::new(Arc::clone(memory)));
+            window.join(session.n_slots());
         }
         let rate = Rate::default();
         self.sessions.insert(session.id, LiveSession { session, route, is_tcp, rate });
@@ -154,7 +155,7 @@ impl EventLoop {
         if let Some(window) = window_of(&mut self.windows, &live.session) {
             let returned = live.session.take_returned();
             live.session.held_in_window().chain(returned).for_each(|slot| window.release(slot));
-            window.leave(session_id);
+            window.leave(session_id, live.session.n_slots());
             self.end_windows();
         }
         // Jobs under way keep the slab alive until they are done; nothing else holds it.

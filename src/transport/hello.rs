@@ -22,7 +22,7 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags};
 use tracing::{debug, info, warn};
 
-use crate::limits::{HELLO_BYTES_MAX, SESSIONS_MAX};
+use crate::limits::{HELLO_BYTES_MAX, RESERVED_FDS, SESSION_FDS, SESSIONS_MAX};
 
 use super::provider::StreamProvider;
 use super::request::check_request;
@@ -69,6 +69,14 @@ pub(super) fn bind(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+/// How many clients there may be: libzmq ends the process that has no file descriptor left for one.
+fn n_connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let fitting = limit.map(|limit| limit.saturating_sub(RESERVED_FDS) / SESSION_FDS);
+    let fitting = fitting.map_or(SESSIONS_MAX, |n| usize::try_from(n).unwrap_or(SESSIONS_MAX));
+    fitting.clamp(1, SESSIONS_MAX)
 }
 
 struct Connection {
@@ -119,12 +127,16 @@ impl HelloThread {
             Err(error) => return warn!(%error, "cannot accept a client"),
         };
         let Ok(peer) = rustix::net::sockopt::socket_peercred(&socket) else { return };
-        if connections.len() >= SESSIONS_MAX {
+        let n_max = n_connections_max();
+        if connections.len() >= n_max {
+            let n_connected = connections.len();
             let refusal = Refusal::new(
                 ErrorCode::Exhausted,
-                format!("{SESSIONS_MAX} clients are connected already"),
+                format!("{n_connected} clients are connected already, and the limit is {n_max}"),
             );
-            return refuse(socket.as_fd(), refusal.with_hint("close some"));
+            return refuse(socket.as_fd(), refusal.with_hint(
+                "close some, or raise the daemon's limit of open files (LimitNOFILE, ulimit -n)",
+            ));
         }
         let uid = peer.uid.as_raw();
         if !self.is_allowed(uid) {

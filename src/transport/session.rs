@@ -392,7 +392,7 @@ impl Session {
             BatchKey { epoch: run.epoch, first_position, n_samples, policy_id: run.policy.id };
         if let Some(window) = window {
             let place = window.want(key, tag);
-            self.is_beyond_window = place == Place::Own;
+            self.is_beyond_window = place == Place::Own && window.has_company();
             match place {
                 Place::Own => {}
                 Place::Ready(shared) => {

@@ -4,6 +4,9 @@
 //! and read by every member that comes to it while it lies in the window. Whoever comes later gets
 //! the same bytes, made anew into slots of its own; nobody waits for anybody.
 //!
+//! It grows with its members: by as many slots as they can hold all together, so that those who
+//! stand still with full hands leave the others as many as before.
+//!
 //! *Invariants*: a slot with readers keeps its content. A member that is behind takes no slot from
 //! those ahead of it while they use the window. Which member asks first changes no byte: a batch's
 //! content is a function of its [`BatchKey`].
@@ -42,7 +45,7 @@ pub(super) enum Place {
     Soon(u32),
     /// There, once the member has begun the job.
     Fill(u32),
-    /// In a slot of its own: it is behind the window, or all of the window is being read.
+    /// In a slot of its own: it is alone, or behind the window.
     Own,
 }
 
@@ -51,7 +54,10 @@ pub(super) enum Place {
 pub(super) struct WindowMemory {
     /// Tells its jobs from those of sessions.
     pub(super) id: u64,
+    /// As many slots as a window may ever have: pages are taken when they are written first.
     pub(super) slab: Arc<Slab>,
+    /// How many batches the members may be apart and still share, beside those that they hold.
+    pub(super) n_apart: u32,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +76,10 @@ struct WindowSlot {
 pub(super) struct Window {
     pub(super) memory: Arc<WindowMemory>,
     slots: Vec<WindowSlot>,
+    /// Slots for members that are apart.
+    n_apart: usize,
+    /// Slots that the members can hold at once.
+    n_held_max: usize,
     n_members: usize,
     /// Counts questions.
     clock: u64,
@@ -77,21 +87,35 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn new(memory: Arc<WindowMemory>) -> Self {
-        let slots = (0..memory.slab.n_slots()).map(|_| WindowSlot::default()).collect();
-        Self { memory, slots, n_members: 0, clock: 0 }
+        let n_apart = memory.n_apart as usize;
+        Self { memory, slots: Vec::new(), n_apart, n_held_max: 0, n_members: 0, clock: 0 }
     }
 
-    /// A member came.
-    pub(super) fn join(&mut self) {
+    /// A member with so many slots of its own came.
+    pub(super) fn join(&mut self, n_slots: u32) {
         self.n_members += 1;
+        self.n_held_max += n_slots as usize;
+        let n_slots = self.n_usable().max(self.slots.len());
+        self.slots.resize_with(n_slots, WindowSlot::default);
     }
 
     /// A member has left; it has released what it held.
-    pub(super) fn leave(&mut self, session: u64) {
+    pub(super) fn leave(&mut self, session: u64, n_slots: u32) {
         self.n_members -= 1;
+        self.n_held_max -= n_slots as usize;
         for slot in &mut self.slots {
             slot.waiting.retain(|tag| tag.session != session);
         }
+    }
+
+    /// Slots that new batches may take.
+    fn n_usable(&self) -> usize {
+        (self.n_apart + self.n_held_max).min(self.memory.slab.n_slots() as usize)
+    }
+
+    /// Whether there is anybody to share with.
+    pub(super) fn has_company(&self) -> bool {
+        self.n_members > 1
     }
 
     /// Nobody reads it, and no job writes to it.
@@ -102,6 +126,9 @@ impl Window {
     /// Where the batch `key` is, for the member's slot that `tag` names.
     pub(super) fn want(&mut self, key: BatchKey, tag: JobTag) -> Place {
         self.clock += 1;
+        if !self.has_company() {
+            return Place::Own;
+        }
         let found = self.slots.iter().position(|slot| slot.content == Some(key));
         let Some(idx) = found.or_else(|| self.room_for(key)) else { return Place::Own };
         let slot = &mut self.slots[idx];
@@ -125,7 +152,7 @@ impl Window {
     /// before `key`; or one that is stale.
     fn room_for(&self, key: BatchKey) -> Option<usize> {
         let stale_after = STALE_ROUNDS * self.slots.len() as u64;
-        let unread = self.slots.iter().enumerate();
+        let unread = self.slots.iter().take(self.n_usable()).enumerate();
         let unread = unread.filter(|(_, slot)| slot.n_readers == 0 && !slot.is_filling);
         let place = |slot: &WindowSlot| slot.content.as_ref().map(BatchKey::place);
         let (first, slot) = unread.clone().min_by_key(|(_, slot)| place(slot))?;

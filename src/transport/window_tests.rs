@@ -43,13 +43,13 @@ impl World {
         let first = session(N_SAMPLES, BATCH_SIZE, 0, 1, n_slots);
         let layout = *first.slab.layout();
         let shape = *first.stream.spec.recipe.shape();
-        let slab = Arc::new(Slab::for_readers(layout, shape, 2 * n_slots).expect("has memory"));
-        let memory = Arc::new(WindowMemory { id: 1, slab });
+        let slab = Arc::new(Slab::for_readers(layout, shape, 64).expect("has memory"));
+        let memory = Arc::new(WindowMemory { id: 1, slab, n_apart: n_slots });
         let mut window = Window::new(Arc::clone(&memory));
         let members = (0..n_members).map(|_| {
             let mut session = session(N_SAMPLES, BATCH_SIZE, 0, 1, n_slots);
             session.window = Some(Arc::clone(&memory));
-            window.join();
+            window.join(n_slots);
             Member {
                 session,
                 epoch: 0,
@@ -155,7 +155,7 @@ impl World {
         self.settle(idx);
         let member = self.members.swap_remove(idx);
         member.session.held_in_window().for_each(|slot| self.window.release(slot));
-        self.window.leave(member.session.id);
+        self.window.leave(member.session.id, member.session.n_slots());
         // Its own jobs end without it.
         self.jobs.retain(|(tag, _)| tag.session != member.session.id);
     }
@@ -220,6 +220,28 @@ fn a_member_that_stands_still_holds_up_nobody_and_comes_back_by_itself() {
     }
     assert_eq!(world.n_jobs - before, N_SAMPLES / u64::from(BATCH_SIZE));
     assert!(!world.members[1].session.is_beyond_window);
+}
+
+/// Members that stand still with all that they can hold leave the others a window of their own.
+#[test]
+fn paused_members_do_not_end_the_sharing_of_others() {
+    let mut world = World::new(5, 4);
+    for idx in 2..5 {
+        // Each holds its first four batches, of another epoch.
+        world.start(idx, 10 + idx as u64, 0);
+        while !world.jobs.is_empty() {
+            world.finish(0, true);
+        }
+    }
+    let before = world.n_jobs;
+    (0..2).for_each(|idx| world.start(idx, 0, 0));
+    while !(world.members[0].has_ended && world.members[1].has_ended) {
+        while !world.jobs.is_empty() {
+            world.finish(0, true);
+        }
+        (0..2).for_each(|idx| world.release(idx, 0));
+    }
+    assert_eq!(world.n_jobs - before, N_SAMPLES / u64::from(BATCH_SIZE));
 }
 
 /// All members begin the run again: what lies in the window is of epochs that nobody comes to.

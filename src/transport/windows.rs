@@ -15,12 +15,12 @@ use super::window::WindowMemory;
 use super::wire::GroupMode;
 use crate::limits::SLAB_BYTES_MAX;
 
-/// A window is about this large: so far may members be apart and still read the same batches.
-const WINDOW_BYTES_TARGET: usize = 128 << 20;
-/// Slots when batches are small.
-const WINDOW_SLOTS_MAX: usize = 256;
-/// Slots when batches are large, for each slot of the first member's slab.
-const SLOTS_PER_MEMBER_SLOT: u32 = 2;
+/// So many bytes of batches may members be apart and still read the same ones.
+const APART_BYTES: usize = 128 << 20;
+/// And at most so many batches.
+const APART_MAX: usize = 256;
+/// Slots of the largest window.
+const WINDOW_SLOTS_MAX: u64 = 8192;
 
 /// What members must have in common, so that a batch of one is a batch of the other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,10 +70,8 @@ impl Windows {
         let layout = *session.slab.layout();
         let slot_bytes = layout.slot_bytes.max(1);
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        let target = (WINDOW_BYTES_TARGET / slot_bytes).min(WINDOW_SLOTS_MAX);
-        let least = SLOTS_PER_MEMBER_SLOT.saturating_mul(session.n_slots());
-        let most = small(SLAB_BYTES_MAX / slot_bytes as u64);
-        let n_slots = small(target as u64).max(least).min(most);
+        let n_apart = small((APART_BYTES / slot_bytes).min(APART_MAX) as u64);
+        let n_slots = small((SLAB_BYTES_MAX / slot_bytes as u64).min(WINDOW_SLOTS_MAX));
         let shape = *session.stream.spec.recipe.shape();
         let slab = match Slab::for_readers(layout, shape, n_slots) {
             Ok(slab) => Arc::new(slab),
@@ -85,7 +83,7 @@ impl Windows {
         };
         let mut id = [0; 8];
         fill_random(&mut id).ok()?;
-        let memory = Arc::new(WindowMemory { id: u64::from_le_bytes(id), slab });
+        let memory = Arc::new(WindowMemory { id: u64::from_le_bytes(id), slab, n_apart });
         self.known.insert(key, Arc::downgrade(&memory));
         Some(memory)
     }

@@ -69,8 +69,11 @@ struct Process {
 
 fn script() -> Script {
     // A test may be writing it: it renames a whole file into place, so that this always reads one.
-    let text = std::fs::read_to_string(folder().join("script.json")).expect("a script");
-    serde_json::from_str(&text).expect("the script is valid")
+    match std::fs::read_to_string(folder().join("script.json")) {
+        Ok(text) => serde_json::from_str(&text).expect("the script is valid"),
+        // The test is over, and its folder gone; the thread that looks may not have heard of it.
+        Err(_) => Script { init: 0, devices: Vec::new() },
+    }
 }
 
 /// Where this library's file is: what is mapped at the address of one of its functions.

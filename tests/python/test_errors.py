@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import resource
 import signal
 import socket
 import threading
@@ -14,7 +16,7 @@ from typing import Any
 import fastaa
 import pytest
 from fastaa import _hello
-from support import TOY_TRAIN, Daemon, python
+from support import TOY_TRAIN, Daemon, python, wait_until
 
 BATCH = 20
 
@@ -278,3 +280,56 @@ def test_two_threads_on_one_loader_and_a_close_under_a_wait(daemon: Daemon) -> N
     assert isinstance(caught[0], fastaa.UsageError)
     assert "closed" in str(caught[0])
     daemon.signal(signal.SIGCONT)
+
+
+def test_a_daemon_without_file_descriptors_refuses_and_serves_on(daemon: Daemon) -> None:
+    """libzmq would end the process that has none left for a connection."""
+    assert daemon.process is not None
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (160, 160))
+    loaders = [daemon.loader(batch_size=BATCH) for _ in range(6)]
+    for loader in loaders:
+        next(loader.batches())
+    with pytest.raises(fastaa.ExhaustedError, match="6 clients are connected") as caught:
+        daemon.loader(batch_size=BATCH)
+    assert "limit of open files" in str(caught.value)
+    for loader in loaders:
+        assert len(drain(loader.batches())[0]) == TOY_TRAIN - BATCH
+    loaders.pop().close()
+    wait_until(lambda: len(daemon.streams()) == 5, "one has left")
+    assert len(drain(daemon.loader(batch_size=BATCH).batches())[0]) == TOY_TRAIN
+
+
+def test_a_client_without_file_descriptors_says_so(shared_daemon: Daemon) -> None:
+    code = """
+import resource, sys, fastaa
+first = fastaa.Loader("toy", batch_size=20, runtime_dir=sys.argv[1], output="numpy")
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+more = []
+try:
+    while True:
+        more.append(fastaa.Loader("toy", batch_size=20, runtime_dir=sys.argv[1], output="numpy"))
+except fastaa.Error as error:
+    print(type(error).__name__, "ulimit -n" in str(error))
+print(sum(len(labels) for _, labels in first))
+"""
+    out, errors = python(code, shared_daemon.runtime_dir).communicate(timeout=60)
+    kind, is_named = out.splitlines()[0].split()
+    assert kind == "ExhaustedError", (out, errors)
+    assert is_named == "True", (out, errors)
+    assert out.splitlines()[1] == "1000"
+
+
+def test_a_loader_is_not_pickled(shared_daemon: Daemon) -> None:
+    with pytest.raises(fastaa.UsageError, match="each process"):
+        pickle.dumps(shared_daemon.loader(batch_size=BATCH))
+
+
+def test_a_changed_recipe_is_named(daemon: Daemon) -> None:
+    loader = daemon.loader(batch_size=BATCH, reconnect_seconds=0)
+    take(loader.batches(), 2)
+    daemon.kill()
+    daemon.config.write_text(daemon.config.read_text().replace("hflip = false", "hflip = true"))
+    drain(loader.batches())
+    daemon.start()
+    with pytest.raises(fastaa.DataError, match="hflip was False and is True"):
+        next(iter(loader))

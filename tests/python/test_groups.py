@@ -157,6 +157,27 @@ def test_a_member_beyond_the_window_gets_the_same_bytes_and_comes_back(
     assert reports == {"shared"}
 
 
+def test_members_that_pause_with_full_hands_leave_the_others_their_sharing(
+    shared_daemon: Daemon,
+) -> None:
+    members = members_of(shared_daemon, 5, batch_size=20, n_slots=20)
+    for place, member in enumerate(members[2:]):
+        batches = member.batches()
+        for _ in range(1 + 10 * place):
+            next(batches)
+    first, second = members[:2]
+    for epoch in range(2):
+        for here, there in zip(first.batches(), second.batches(), strict=True):
+            assert torch.equal(here.indices, there.indices)
+        assert first.epoch_digest == first.expected_digest(epoch)
+    group = first._request.group
+    reports = [report for report in shared_daemon.streams() if report["group"] == group]
+    active = [report for report in reports if report["batches_sent"] >= 100]
+    assert len(active) == 2
+    assert {report["window"] for report in active} == {"shared"}
+    assert all(report["batches_shared"] == report["batches_sent"] for report in active)
+
+
 def test_members_come_and_go_at_any_place(shared_daemon: Daemon) -> None:
     group = next(GROUPS)
     arguments: dict[str, Any] = {"batch_size": 50, "mode": "broadcast", "group": group}
@@ -201,17 +222,20 @@ sys.stdin.readline()
     for victim in victims:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "holds\n"
-    survivor = shared_daemon.loader(batch_size=20, group=group, mode="broadcast", n_slots=4)
-    batches = survivor.batches()
+    survivors = [
+        shared_daemon.loader(batch_size=20, group=group, mode="broadcast", n_slots=4)
+        for _ in range(2)
+    ]
+    batches = zip(*(survivor.batches() for survivor in survivors), strict=True)
     first = next(batches)
     for victim in victims:
         victim.kill()
         victim.communicate()
     of_group = lambda: [s for s in shared_daemon.streams() if s["group"] == group]  # noqa: E731
-    wait_until(lambda: len(of_group()) == 1, "the killed clients' sessions are gone")
-    n_seen = len(first.indices) + sum(len(batch.indices) for batch in batches)
+    wait_until(lambda: len(of_group()) == 2, "the killed clients' sessions are gone")
+    n_seen = len(first[0].indices) + sum(len(here.indices) for here, _ in batches)
     assert n_seen == TOY_TRAIN
-    assert of_group()[0]["batches_shared"] == 50
+    assert [stream["batches_shared"] for stream in of_group()] == [50, 50]
 
 
 # --- resume ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -53,6 +54,9 @@ _BYE_MS = 100
 
 _RECONNECT_MS = 3_600_000
 """Longer than any connection lives after its end."""
+
+_FILES_PER_CONNECTION = 20
+"""More than a session opens: ZeroMQ's sockets and connection, HELLO, memories, events."""
 
 _HEARTBEAT_MS = 1_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
@@ -125,6 +129,7 @@ class Connection:
     @classmethod
     def local(cls, runtime_dir: Path, hello: _messages.ClientHello) -> Connection:
         """A session with the daemon of this host."""
+        _check_files()
         stream = _hello.hello_local(runtime_dir, hello)
         dealer: zmq.Socket[bytes] | None = None
         try:
@@ -158,6 +163,7 @@ class Connection:
         """A session with a daemon at a loopback `tcp://` address; batches come inline."""
         request = _messages.ClientFrame(_wire.PROTOCOL_VERSION, 0, hello)
         _hello.encode_hello(hello)
+        _check_files()
         dealer: zmq.Socket[bytes] | None = None
         try:
             dealer = _contexts.current().socket(zmq.DEALER)
@@ -399,10 +405,33 @@ class _Contexts:
         """That of this process."""
         pid = os.getpid()
         # Of two threads that come first together, one's context stays unused.
-        return self._by_pid.get(pid) or self._by_pid.setdefault(pid, zmq.Context())
+        return self._by_pid.get(pid) or self._by_pid.setdefault(pid, _new_context())
+
+
+def _new_context() -> zmq.Context[zmq.Socket[bytes]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    # Each connection takes three; the default is a thousand.
+    context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
+    return context
 
 
 _contexts = _Contexts()
+
+
+def _check_files() -> None:
+    """Refuses to begin what would need more files than may be opened: libzmq ends the process that
+    has none left for it."""
+    opened = []
+    try:
+        for _ in range(_FILES_PER_CONNECTION):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise _hello.no_files_left() from None
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def _discard(dealer: zmq.Socket[bytes] | None) -> None:

@@ -8,6 +8,8 @@ stays open as the sign of life: when either side dies, the kernel hangs it up.
 from __future__ import annotations
 
 import array
+import contextlib
+import errno
 import os
 import socket
 import stat
@@ -88,6 +90,8 @@ def connect_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
     try:
         connection = socket.socket(socket.AF_UNIX, kind)
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise no_files_left() from None
         raise ExhaustedError(f"this process can open no socket: {error}") from None
     try:
         connection.settimeout(ANSWER_SECONDS_MAX)
@@ -161,8 +165,14 @@ def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
     message = encode_hello(hello)
     connection = connect_socket(path, socket.SOCK_SEQPACKET)
     try:
-        connection.sendall(message)
-        answer, fds = _receive_with_fds(connection, path)
+        # A daemon that refuses us at the door has hung up by now; its answer is there all the same.
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(message)
+        try:
+            answer, fds = _receive_with_fds(connection, path)
+        except ConnectionResetError:
+            # It did not read what we said, which comes before what it said: its answer is next.
+            answer, fds = _receive_with_fds(connection, path)
         try:
             welcome = welcome_of(answer)
             n_expected = 1 + (welcome.n_window_slots > 0)
@@ -214,8 +224,18 @@ def _receive_with_fds(connection: socket.socket, path: Path) -> tuple[bytes, lis
             os.close(fd)
         if not answer:
             raise _hung_up(path)
+        if flags & socket.MSG_CTRUNC:
+            raise no_files_left()
         raise ProtocolError(f"the answer of the daemon at {path} is too long")
     return answer, fds.tolist()
+
+
+def no_files_left() -> ExhaustedError:
+    """What a process without file descriptors is told."""
+    return ExhaustedError(
+        "this process can open no more files, and a stream needs some",
+        "close loaders that are not used, or raise the limit (ulimit -n)",
+    )
 
 
 def encode_hello(hello: _messages.ClientHello) -> bytes:

@@ -315,7 +315,8 @@ def _token_of(token: str | os.PathLike[str] | None) -> str:
             f"token= is a {type(token).__name__}", "pass the token as a str, or its file's path"
         )
     try:
-        is_file = isinstance(token, os.PathLike) or Path(token).is_file()
+        # A token has no slash: what has one is meant as a path, also if there is no such file.
+        is_file = isinstance(token, os.PathLike) or "/" in token or Path(token).is_file()
         return Path(token).read_text().strip() if is_file else str(token)
     except (OSError, TypeError, ValueError) as error:
         raise InvalidRequestError(

@@ -120,7 +120,11 @@ def _check_stream(
         if type(plain) is not type(value) or plain != value:
             hint = f"make the loader with {key}={shown(found)}"
             if key == "fingerprint":
-                hint = "the dataset was changed or replaced since; a new run must start anew"
+                hint = (
+                    "the dataset's files were changed, copied or touched since; put them back as "
+                    "they were, or start a new run ('fastaa-ctl dataset pack' makes files that are "
+                    "known by their content)"
+                )
             elif type(plain) is not type(value):
                 hint = _DAMAGE_HINT
             raise StateError(

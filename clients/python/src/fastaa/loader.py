@@ -65,8 +65,8 @@ class Loader:
             run above all, gets the policy that this run had in each epoch. A new run takes a new
             name.
         mode: `"shard"`: the ranks share the epoch. `"broadcast"`: each sees all of it, and members
-            of one `group` with equal arguments read batches that are made once, as long as they are
-            not further apart than the daemon's window (128 MiB of batches, or 256).
+            of one `group` with equal arguments read batches that are made once, if they are not
+            over TCP, nor further apart than 128 MiB of batches, or 256 batches.
         drop_last: Drop an epoch's last, incomplete global batch.
         shuffle: A new keyed permutation each epoch, or index order.
         policy: `"active"` (the one that the daemon's search published last), `"none"`, a built-in's
@@ -206,7 +206,8 @@ class Loader:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the split's content."""
+        """Identity of the split: of a packed one's content; else of its files' paths, sizes and
+        times, so that a copy is another one."""
         return self._welcome.fingerprint
 
     # --- iteration ----------------------------------------------------------------------------
@@ -400,7 +401,8 @@ class Loader:
         """Digest of the samples that came in the last finished epoch; `None` before the first.
 
         Sixteen hexadecimal digits; the order of the samples does not matter. Equal to
-        `expected_digest` of that epoch if every sample came exactly once.
+        `expected_digest` of that epoch if every sample came exactly once. It counts what was
+        yielded: a Ctrl-C may keep a batch from the program that the loader has yielded.
         """
         return None if self._finished is None else _digest.to_text(self._finished.digest)
 
@@ -449,9 +451,11 @@ class Loader:
             connection = self._target.connect(self._request)
             if _identity(connection.welcome) != _identity(self._welcome):
                 connection.close()
+                changes = _changes(self._welcome, connection.welcome)
                 raise DataError(
                     f"{self._request.dataset}/{self._request.split} or its recipe has changed "
-                    "since this loader was made",
+                    f"since this loader was made: {changes}",
+                    "start the daemon with the old configuration and files and iterate again, or "
                     "make a new fastaa.Loader",
                 )
             self._connection, self._is_started = connection, False
@@ -473,11 +477,29 @@ class Loader:
         self._patience.stop()
         self._disconnect(alive=True)
 
+    def __reduce__(self) -> Any:
+        raise UsageError(
+            "a loader belongs to the process that made it, and cannot be pickled",
+            "make a fastaa.Loader of its own in each process",
+        )
+
     def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _changes(before: _messages.Welcome, after: _messages.Welcome) -> str:
+    """What differs between two streams, for people."""
+    old, new = json.loads(before.recipe_json), json.loads(after.recipe_json)
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    found = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in keys]
+    for name in ("fingerprint", "n_samples", "labels"):
+        was, now = getattr(before, name), getattr(after, name)
+        if was != now:
+            found.append(f"{name} was {was!r} and is {now!r}")
+    return ", ".join(found) or "its images have another shape or type"
 
 
 def _identity(welcome: _messages.Welcome) -> tuple[object, ...]:
