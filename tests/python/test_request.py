@@ -115,8 +115,12 @@ def test_half_of_torchruns_environment_is_refused(
     assert f"{name}='4' but no {missing}" in str(caught.value)
     given = request(rank=1, world_size=2)
     assert (given.rank, given.world_size) == (1, 2)
-    # Nobody shares anything there.
+    # There are no shares there.
     assert request(mode="broadcast").world_size == 1
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(fastaa.InvalidRequestError, match="RANK in the environment=5"):
+        request()
 
 
 def test_recipe_overrides_and_policy(tmp_path: Path) -> None:

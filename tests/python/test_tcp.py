@@ -71,6 +71,11 @@ def test_nobody_at_the_address() -> None:
         fastaa.Loader("toy", address="tcp://127.0.0.1:1", token="x")
 
 
+def test_an_unknown_host_is_told_at_once() -> None:
+    with pytest.raises(fastaa.DaemonNotRunning, match=r"host of tcp://no-such-host\.invalid"):
+        fastaa.Loader("toy", address="tcp://no-such-host.invalid:5599", token="t")
+
+
 def test_a_killed_daemon_is_told_and_the_epoch_goes_on_exactly(daemon: Daemon) -> None:
     loader = tcp_loader(daemon, reconnect_seconds=0)
     batches = loader.batches()

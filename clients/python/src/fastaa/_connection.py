@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+import urllib.parse
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -164,6 +165,7 @@ class Connection:
         request = _messages.ClientFrame(_wire.PROTOCOL_VERSION, 0, hello)
         _hello.encode_hello(hello)
         _check_files()
+        _check_host(address)
         dealer: zmq.Socket[bytes] | None = None
         try:
             dealer = _contexts.current().socket(zmq.DEALER)
@@ -416,6 +418,17 @@ def _new_context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 _contexts = _Contexts()
+
+
+def _check_host(address: str) -> None:
+    """Refuses a host that has no address at once: libzmq would go on asking for it."""
+    place = urllib.parse.urlsplit(address)
+    try:
+        socket.getaddrinfo(place.hostname, place.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise DaemonNotRunning(
+            f"the host of {address} is unknown: {error}", "check the address, and the name service"
+        ) from None
 
 
 def _check_files() -> None:

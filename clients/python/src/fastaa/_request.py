@@ -130,11 +130,13 @@ def _rank_and_world_size(rank: Any, world_size: Any, *, is_shard: bool) -> tuple
             f"rank={shown(rank)} and world_size={shown(world_size)} belong together",
             "pass both, or neither: then torchrun's RANK and WORLD_SIZE count, else 0 and 1",
         )
+    names = ("rank", "world_size")
     if rank is None:
-        # Members of a broadcast group share nothing, so torchrun's ranks mean nothing there.
+        # Each member of a broadcast group gets everything: torchrun's ranks mean nothing there.
         rank, world_size = "0", "1"
         if is_shard and ("RANK" in os.environ or "WORLD_SIZE" in os.environ):
             rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+            names = ("RANK in the environment", "WORLD_SIZE in the environment")
         if rank is None or world_size is None:
             # Ranks that all take themselves for rank 0 would train on the same samples.
             alone, missing = ("WORLD_SIZE", "RANK") if rank is None else ("RANK", "WORLD_SIZE")
@@ -151,8 +153,8 @@ def _rank_and_world_size(rank: Any, world_size: Any, *, is_shard: bool) -> tuple
                 "numbers",
                 "unset them, or pass rank= and world_size=",
             ) from None
-    world_size = integer("world_size", world_size, 1, _WORLD_SIZE_MAX)
-    return integer("rank", rank, 0, world_size - 1), world_size
+    world_size = integer(names[1], world_size, 1, _WORLD_SIZE_MAX)
+    return integer(names[0], rank, 0, world_size - 1), world_size
 
 
 def _torchrun_group() -> str:
