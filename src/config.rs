@@ -4,8 +4,9 @@
 //! every message names file, key and cure. Relative paths are relative to the configuration file.
 //!
 //! *Not here*: what the values do. Each section is plain data for the module that uses it. What the
-//! search is told is in `config/search.rs`.
+//! search is told is in `config/search.rs`, what holds of encoded images in `config/images.rs`.
 
+mod images;
 mod search;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX, WORKER_THREADS_MAX};
 use crate::pipeline::recipe::{Recipe, RecipeError};
 
+pub use images::ImagesConfig;
 pub use search::{
     IdleConfig, IdlePolicy, SEARCH_MODELS, SearchAlgorithm, SearchConfig, SearchDevice,
 };
@@ -39,6 +41,9 @@ pub struct Config {
     /// Streams.
     #[serde(default)]
     pub stream: StreamConfig,
+    /// Encoded images.
+    #[serde(default)]
+    pub images: ImagesConfig,
     /// Worker threads.
     #[serde(default)]
     pub workers: WorkersConfig,
@@ -243,6 +248,7 @@ impl Config {
             RecipeError::Value { key, problem } => (format!("stream.defaults.{key}"), problem),
             RecipeError::Syntax(problem) => ("stream.defaults".to_owned(), problem),
         })?;
+        self.images.check()?;
         if self.workers.threads > WORKER_THREADS_MAX {
             return refuse("workers.threads", &format!("at most {WORKER_THREADS_MAX}"));
         }

@@ -46,6 +46,16 @@ pub const SAMPLES_MAX: u64 = 1 << 40;
 /// Largest image side, in pixels.
 pub const IMAGE_SIDE_MAX: u32 = 16_384;
 
+/// Most pixels of an encoded image, unless the configuration says otherwise: twice the number at
+/// which Pillow warns of a decompression bomb.
+pub const IMAGE_PIXELS_DEFAULT: u64 = 178_956_970;
+
+/// Most bytes of one encoded image.
+pub const ENCODED_BYTES_MAX: u64 = 1 << 30;
+
+/// Most room for decoded images that streams share, in MiB.
+pub const SHARED_MIB_MAX: u64 = 1 << 20;
+
 /// Largest decoded image, in bytes.
 pub const IMAGE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use dataset_support::{
     Labels, MemorySplit, cifar_records, gz, has_extension, idx_images, idx_labels, names_in, noise,
-    write_idx_folder,
+    raw_sample, shape_of, write_idx_folder,
 };
-use fastaa::dataset::{self, FingerprintCheck, Label, LabelKind, Pixels, Split, VerifyReport};
+use fastaa::dataset::{self, FingerprintCheck, ImageKind, Label, LabelKind, Split, VerifyReport};
 use tempfile::TempDir;
 
 fn open(path: &Path) -> Result<Arc<dyn Split>, String> {
@@ -81,7 +81,7 @@ fn every_flipped_bit_of_an_arrow_file_is_harmless_or_found() {
         match open(&path) {
             Ok(opened) => {
                 for sample_idx in 0..opened.info().n_samples {
-                    opened.sample(sample_idx).unwrap();
+                    raw_sample(&*opened, sample_idx);
                 }
             }
             Err(error) => {
@@ -100,13 +100,8 @@ fn every_flipped_bit_of_an_arrow_file_is_harmless_or_found() {
                 // Padding, names for people, the schema's copy at the beginning: same samples.
                 for sample_idx in 0..4 {
                     let opened = open(&path).unwrap();
-                    let (a, b) =
-                        (opened.sample(sample_idx).unwrap(), split.sample(sample_idx).unwrap());
-                    let (Pixels::Hwc(a_pixels), Pixels::Hwc(b_pixels)) = (a.pixels, b.pixels)
-                    else {
-                        panic!("both are interleaved")
-                    };
-                    assert_eq!((a_pixels, a.label), (b_pixels, b.label), "bit {bit}");
+                    let a = raw_sample(&*opened, sample_idx);
+                    assert_eq!(a, raw_sample(&split, sample_idx), "bit {bit}");
                 }
             }
             Ok(_) => n_found += 1,
@@ -246,7 +241,7 @@ fn every_cut_of_gz_files_is_refused_and_leaves_nothing_in_the_cache() {
         replace(&cache.join(name), b"\0\0\x08");
     }
     assert_eq!(open(&images).unwrap().info().fingerprint, opened.info().fingerprint);
-    assert_eq!(open(&images).unwrap().sample(5).unwrap().label, Label::Class(5));
+    assert_eq!(open(&images).unwrap().label(5).unwrap(), Label::Class(5));
 }
 
 #[test]
@@ -276,10 +271,9 @@ fn idx_files_that_do_not_fit_together_are_refused() {
     // Four dimensions with three channels are fine under any of the names.
     replace(&images, &idx_images(&[3, 2, 2, 3], &noise(1, 36)));
     let opened = open(&images).unwrap();
-    assert_eq!(opened.info().channels, 3);
-    let sample = opened.sample(2).unwrap();
-    assert!(matches!(sample.pixels, Pixels::Hwc(pixels) if pixels == &noise(1, 36)[24..]));
-    assert_eq!(sample.label, Label::Class(255));
+    assert_eq!(shape_of(opened.info()), [2, 2, 3]);
+    let expected = (noise(1, 36)[24..].to_vec(), false, Label::Class(255));
+    assert_eq!(raw_sample(&*opened, 2), expected);
 }
 
 #[test]
@@ -293,10 +287,10 @@ fn cifar_files_are_read_and_their_damage_is_refused() {
     fs::write(folder.join("data_batch_2.bin"), &second).unwrap();
     for path in [folder.clone(), folder.join("data_batch_2.bin")] {
         let opened = open(&path).unwrap();
-        let labels: Vec<_> = (0..5).map(|idx| opened.sample(idx).unwrap().label).collect();
+        let labels: Vec<_> = (0..5).map(|idx| opened.label(idx).unwrap()).collect();
         assert_eq!(labels, [3, 9, 0, 7, 1].map(Label::Class));
-        let sample = opened.sample(3).unwrap();
-        assert!(matches!(sample.pixels, Pixels::Chw(pixels) if pixels == &second[3074..6146]));
+        let expected = (second[3074..6146].to_vec(), true, Label::Class(7));
+        assert_eq!(raw_sample(&*opened, 3), expected);
         assert_eq!(opened.info().format, "cifar10");
     }
     let batch = folder.join("data_batch_2.bin");
@@ -329,7 +323,7 @@ fn cifar100_takes_the_fine_label() {
     fs::write(dir.path().join("train.bin"), &records).unwrap();
     let opened = open(dir.path()).unwrap();
     assert_eq!(opened.info().format, "cifar100");
-    assert_eq!(opened.sample(0).unwrap().label, Label::Class(99));
+    assert_eq!(opened.label(0).unwrap(), Label::Class(99));
     replace(&dir.path().join("train.bin"), &cifar_records(1, &[&[100, 4], &[0, 100]]));
     refused(dir.path(), "train.bin: sample 1 has label 100", "fine_label_names.txt");
     replace(&dir.path().join("train.bin"), &records[..3073]);
@@ -373,7 +367,8 @@ fn sources_that_contradict_themselves_are_not_packed() {
         assert!(!dir.path().join("made").exists(), "the folder is gone again");
     };
     check(&|split| split.info.n_samples = 0, "holds no samples");
-    check(&|split| split.info.channels = 2, "2 channels");
+    let two = ImageKind::Raw { height: 3, width: 5, channels: 2 };
+    check(&|split| split.info.images = two, "2 channels");
     check(
         &|split| split.info.label_kind = LabelKind::Class { n_classes: 2 },
         "sample 2 has label 2, but there are 2 classes (0 to 1); correct the source's labels",

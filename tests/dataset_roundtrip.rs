@@ -6,9 +6,11 @@ mod dataset_support;
 
 use std::path::Path;
 
-use dataset_support::{Labels, MemorySplit, check_with, fashion_mnist, noise, python};
+use dataset_support::{
+    Labels, MemorySplit, check_with, fashion_mnist, noise, python, raw_sample, shape_of,
+};
 use fastaa::dataset::{
-    self, FingerprintCheck, Label, LabelKind, PackOptions, Pixels, Split, sample_checksum,
+    self, FingerprintCheck, Label, LabelKind, PackOptions, Split, sample_checksum,
 };
 use proptest::prelude::*;
 
@@ -20,7 +22,7 @@ fn pack_to(split: &MemorySplit, dest: &Path) {
 
 /// The slow, obvious way from planar to interleaved.
 fn hwc_of(split: &MemorySplit, idx: usize) -> Vec<u8> {
-    let [height, width, channels] = [split.info.height, split.info.width, split.info.channels];
+    let [height, width, channels] = shape_of(&split.info);
     let base = idx * height * width * channels;
     let mut out = Vec::new();
     for y in 0..height {
@@ -39,15 +41,14 @@ fn hwc_of(split: &MemorySplit, idx: usize) -> Vec<u8> {
 fn assert_same(split: &MemorySplit, packed: &dyn Split) {
     let (own, info) = (&split.info, packed.info());
     assert_eq!(info.n_samples, own.n_samples);
-    assert_eq!([info.height, info.width, info.channels], [own.height, own.width, own.channels]);
+    assert_eq!(info.images, own.images);
     assert_eq!(info.label_kind, own.label_kind);
     for sample_idx in 0..own.n_samples {
-        let sample = packed.sample(sample_idx).unwrap();
+        let (pixels, is_planar, packed_label) = raw_sample(packed, sample_idx);
         let expected = hwc_of(split, usize::try_from(sample_idx).unwrap());
-        let Pixels::Hwc(pixels) = sample.pixels else { panic!("packed pixels are interleaved") };
-        assert!(pixels == expected, "pixels of sample {sample_idx}");
-        let label = split.sample(sample_idx).unwrap().label;
-        assert_eq!(sample.label, label);
+        assert!(!is_planar && pixels == expected, "pixels of sample {sample_idx}");
+        let label = split.label(sample_idx).unwrap();
+        assert_eq!(packed_label, label);
         assert_eq!(packed.checksum(sample_idx), Some(sample_checksum(&expected, label)));
     }
 }
@@ -179,12 +180,9 @@ fn fashion_mnist_is_packed_as_python_reads_it() {
         assert_eq!(arrow.info().label_kind, LabelKind::Class { n_classes: 10 });
         let mut counts = [0; 10];
         for sample_idx in 0..arrow.info().n_samples {
-            let (a, b) = (arrow.sample(sample_idx).unwrap(), idx.sample(sample_idx).unwrap());
-            let (Pixels::Hwc(a_pixels), Pixels::Hwc(b_pixels)) = (a.pixels, b.pixels) else {
-                panic!("both are interleaved")
-            };
-            assert!(a_pixels == b_pixels && a.label == b.label, "sample {sample_idx}");
-            let Label::Class(class) = a.label else { panic!("labels are classes") };
+            let sample = raw_sample(&*arrow, sample_idx);
+            assert!(sample == raw_sample(&*idx, sample_idx), "sample {sample_idx}");
+            let Label::Class(class) = sample.2 else { panic!("labels are classes") };
             counts[usize::try_from(class).unwrap()] += 1;
         }
         assert_eq!(counts, [arrow.info().n_samples / 10; 10], "classes are balanced");

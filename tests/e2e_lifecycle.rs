@@ -288,9 +288,9 @@ fn every_refusal_of_a_request_names_the_value() {
         "3 numbers for 1 channel(s)",
     );
     check(
-        &|r| r.recipe_json = r#"{"crop": {"kind": "random-resized", "size": 8}}"#.into(),
+        &|r| r.recipe_json = r#"{"channels": 2}"#.into(),
         Invalid,
-        "needs encoded images",
+        "'channels': must be 1 (gray) or 3 (RGB)",
     );
     check(&|r| r.dataset = "d".repeat(200), Invalid, "name is 200 bytes long");
 }

@@ -11,12 +11,15 @@ use std::thread;
 
 use fastaa::augment::PreparedPolicy;
 use fastaa::dataset::{Split, open_split};
+use fastaa::image::decode::DecodeLimits;
 use fastaa::pipeline::recipe::{Crop, Normalize, Recipe};
 use fastaa::pipeline::render::OutputShape;
 use fastaa::policy;
 use fastaa::search::batches::BatchMaker;
 use fastaa::search::torch::{FoldModel, FoldTraining, ModelSpec, Precision, Score};
 
+/// Nothing here is encoded.
+const LIMITS: DecodeLimits = DecodeLimits { max_side: 1, max_pixels: 1 };
 const SIDE: usize = 12;
 const N_CLASSES: usize = 4;
 
@@ -67,11 +70,11 @@ impl Quarters {
     }
 
     fn batches(&self) -> BatchMaker {
-        BatchMaker::new(Arc::clone(&self.split), &Self::recipe(), 5).expect("fits")
+        BatchMaker::new(Arc::clone(&self.split), &Self::recipe(), LIMITS, 5).expect("fits")
     }
 
     fn clean(&self) -> BatchMaker {
-        BatchMaker::clean(Arc::clone(&self.split), &Self::recipe()).expect("fits")
+        BatchMaker::clean(Arc::clone(&self.split), &Self::recipe(), LIMITS).expect("fits")
     }
 
     fn shape(&self) -> OutputShape {
@@ -301,8 +304,11 @@ fn clean_batches_are_the_images_themselves() {
     let batch = data.clean().batch(&samples, 0, &none()).expect("renders");
     assert_eq!(batch, data.clean().batch(&samples, 9, &none()).expect("renders"));
     for (&sample_idx, image) in samples.iter().zip(batch.images.chunks(SIDE * SIDE)) {
-        let sample = data.split.sample(sample_idx).expect("reads");
-        let fastaa::dataset::Pixels::Hwc(bytes) = sample.pixels else { panic!("interleaved") };
+        let mut buffer = Vec::new();
+        let sample = data.split.sample(sample_idx, &mut buffer).expect("reads");
+        let fastaa::dataset::Pixels::Hwc(bytes) = sample.raw().expect("raw").pixels else {
+            panic!("interleaved")
+        };
         let expected = bytes.iter().map(|&byte| (f32::from(byte) / 255.0 - 0.3) / 0.2);
         assert!(expected.zip(image).all(|(a, &b)| (a - b).abs() < 1e-6));
     }
@@ -310,7 +316,8 @@ fn clean_batches_are_the_images_themselves() {
     let side_of = |size: u32, pad: u32| {
         let crop = Crop::Pad { size, pad };
         let recipe = Recipe { crop, normalize: None, hflip: true, cutout: 4, ..Quarters::recipe() };
-        let mut batches = BatchMaker::clean(Arc::clone(&data.split), &recipe).expect("fits");
+        let mut batches =
+            BatchMaker::clean(Arc::clone(&data.split), &recipe, LIMITS).expect("fits");
         (0..2).map(|epoch| batches.batch(&[1], epoch, &none()).expect("renders").images).collect()
     };
     let wide: Vec<Vec<f32>> = side_of(16, 4);

@@ -14,9 +14,9 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("augment", &["image", "limits", "policy", "random"]),
     ("pipeline", &["augment", "dataset", "image", "limits", "random"]),
     ("idle", &["limits"]),
-    ("transport", &["augment", "dataset", "limits", "pipeline"]),
+    ("transport", &["augment", "dataset", "image", "limits", "pipeline"]),
     ("search", &["augment", "dataset", "image", "limits", "pipeline", "policy", "random"]),
-    ("config", &["limits", "pipeline"]),
+    ("config", &["image", "limits", "pipeline"]),
     ("control", &["limits", "policy"]),
     // Of `search`, ctl has the shapes of the worker's events alone: they are plain data, and
     // fastaa-ctl compiles no other file of it.

@@ -267,8 +267,8 @@ pub struct DatasetReport {
     pub format: String,
     /// Samples in the split.
     pub n_samples: u64,
-    /// `[height, width, channels]` of every sample.
-    pub shape: [u64; 3],
+    /// `[height, width, channels]` of every sample; `null` for encoded images of any size.
+    pub shape: Option<[u64; 3]>,
     /// `class` or `vector`.
     pub label_kind: String,
     /// Classes; for vector labels, their length.

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use image::codecs::png::PngEncoder;
-use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageReader};
+use image::{ExtendedColorType, ImageEncoder};
 
 use super::{Context, CtlError, output};
 use crate::augment::{Action, DrawnOp, PreparedPolicy, Scratch, apply_action};
 use crate::image::Image;
-use crate::limits::{IMAGE_BYTES_MAX, IMAGE_SIDE_MAX};
+use crate::image::decode::{DecodeLimits, DecodeOptions, Decoder};
 use crate::policy::{self, Magnitude, Op, OpStep, OpsProfile, SubPolicy};
 use crate::random::{Purpose, SampleRng};
 
@@ -151,37 +151,23 @@ fn check_output_name(path: &Path) -> Result<(), CtlError> {
     }
 }
 
-/// Reads an image file: gray stays gray, RGB stays RGB, the rest becomes RGB, with a note.
+/// Reads an image file: gray stays gray, all else becomes RGB.
 pub(crate) fn load_image(path: &Path) -> Result<Image, CtlError> {
     let refuse = |error: &dyn std::fmt::Display| {
         failed(
             format!("cannot read image {}: {error}", path.display()),
-            "give a readable PNG, JPEG or PNM file",
+            "give a readable JPEG, PNG, WebP, BMP or PNM file",
         )
     };
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(IMAGE_SIDE_MAX);
-    limits.max_image_height = Some(IMAGE_SIDE_MAX);
-    limits.max_alloc = Some(IMAGE_BYTES_MAX);
-    let opened = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let mut reader = opened.map_err(|error| refuse(&error))?;
-    reader.limits(limits);
-    let decoded = reader.decode().map_err(|error| refuse(&error))?;
-    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    Ok(match decoded {
-        DynamicImage::ImageLuma8(gray) => {
-            Image { width, height, channels: 1, data: gray.into_raw() }
-        }
-        DynamicImage::ImageRgb8(rgb) => Image { width, height, channels: 3, data: rgb.into_raw() },
-        other => {
-            output::note(&format!(
-                "note: {} has {:?} pixels; converted to 8-bit RGB",
-                path.display(),
-                other.color()
-            ));
-            Image { width, height, channels: 3, data: other.into_rgb8().into_raw() }
-        }
-    })
+    let bytes = std::fs::read(path).map_err(|error| refuse(&error))?;
+    let mut decoder = Decoder::default();
+    let mut options = DecodeOptions { channels: 3, turn: false, limits: DecodeLimits::default() };
+    let is_gray = decoder.open(&bytes, options).map_err(|error| refuse(&error))?.is_gray();
+    options.channels = if is_gray { 1 } else { 3 };
+    let mut image = Image::default();
+    let decoded = decoder.open(&bytes, options).and_then(|mut opened| opened.decode(&mut image));
+    decoded.map_err(|error| refuse(&error))?;
+    Ok(image)
 }
 
 /// Writes a PNG file: whole, or not at all.

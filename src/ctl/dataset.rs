@@ -12,8 +12,8 @@ use super::status::datasets_table;
 use super::{Context, CtlError, output};
 use crate::control::{Reply, Request};
 use crate::dataset::{
-    self, DatasetError, FingerprintCheck, Label, LabelKind, PackOptions, Progress, Split,
-    SplitInfo, VerifyReport,
+    self, DatasetError, FingerprintCheck, ImageKind, Label, LabelKind, PackOptions, Progress,
+    Split, SplitInfo, VerifyReport,
 };
 
 /// Subcommands of `dataset`.
@@ -201,7 +201,7 @@ fn count_classes(samples: &dyn Split) -> Result<BTreeMap<i64, u64>, CtlError> {
     let mut counts = BTreeMap::new();
     if let LabelKind::Class { .. } = samples.info().label_kind {
         for sample_idx in 0..samples.info().n_samples {
-            if let Label::Class(class) = samples.sample(sample_idx)?.label {
+            if let Label::Class(class) = samples.label(sample_idx)? {
                 *counts.entry(class).or_default() += 1;
             }
         }
@@ -219,13 +219,17 @@ fn split_json(split: &str, info: &SplitInfo, counts: &BTreeMap<i64, u64>) -> Val
         }
         LabelKind::Vector { len } => json!({ "kind": "vector", "len": len }),
     };
+    let [height, width, channels] = match info.images {
+        ImageKind::Raw { height, width, channels } => [height, width, channels].map(Some),
+        ImageKind::Encoded { .. } => [None; 3],
+    };
     json!({
         "split": split,
         "format": info.format,
         "n_samples": info.n_samples,
-        "width": info.width,
-        "height": info.height,
-        "channels": info.channels,
+        "width": width,
+        "height": height,
+        "channels": channels,
         "label": label,
         "class_names": info.class_names,
         "fingerprint": info.fingerprint.0,
@@ -234,7 +238,13 @@ fn split_json(split: &str, info: &SplitInfo, counts: &BTreeMap<i64, u64>) -> Val
 }
 
 fn split_text(split: &str, info: &SplitInfo, counts: &BTreeMap<i64, u64>) -> String {
-    let SplitInfo { n_samples, width, height, channels, .. } = info;
+    let n_samples = info.n_samples;
+    let images = match info.images {
+        ImageKind::Raw { height, width, channels } => {
+            format!("  shape        {height} × {width} × {channels} (height, width, channels)")
+        }
+        ImageKind::Encoded { .. } => "  images       encoded, of any size".to_owned(),
+    };
     let labels = match info.label_kind {
         LabelKind::Class { n_classes } => format!("{n_classes} classes"),
         LabelKind::Vector { len } => format!("vectors of {len} f32"),
@@ -243,7 +253,7 @@ fn split_text(split: &str, info: &SplitInfo, counts: &BTreeMap<i64, u64>) -> Str
         split.to_owned(),
         format!("  format       {}", info.format),
         format!("  samples      {n_samples}"),
-        format!("  shape        {height} × {width} × {channels} (height, width, channels)"),
+        images,
         format!("  labels       {labels}"),
         format!("  fingerprint  {}", info.fingerprint),
         format!("  mapped       {} bytes ({})", info.mapped_bytes, HumanBytes(info.mapped_bytes)),
@@ -417,9 +427,7 @@ mod tests {
         let info = SplitInfo {
             format: "arrow",
             n_samples: 1,
-            width: 1,
-            height: 1,
-            channels: 1,
+            images: ImageKind::Raw { width: 1, height: 1, channels: 1 },
             label_kind: LabelKind::Class { n_classes: 1 },
             class_names: vec!["cat\x1b[31m\n".to_owned()],
             fingerprint: crate::dataset::Fingerprint("0".to_owned()),

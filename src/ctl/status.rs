@@ -55,12 +55,15 @@ pub(super) fn datasets_table(datasets: &[DatasetReport]) -> String {
     let rows: Vec<_> = datasets
         .iter()
         .map(|dataset| {
-            let [height, width, channels] = dataset.shape;
+            let shape = dataset.shape.map_or_else(
+                || "encoded".to_owned(),
+                |[height, width, channels]| format!("{height}x{width}x{channels}"),
+            );
             [
                 dataset.name.clone(),
                 dataset.split.clone(),
                 dataset.n_samples.to_string(),
-                format!("{height}x{width}x{channels}"),
+                shape,
                 format!("{} {}", dataset.n_classes, dataset.label_kind),
                 dataset.format.clone(),
                 dataset.path.clone(),

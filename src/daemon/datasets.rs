@@ -49,9 +49,7 @@ impl Datasets {
                     split,
                     format = split_info.format,
                     n_samples = split_info.n_samples,
-                    height = split_info.height,
-                    width = split_info.width,
-                    channels = split_info.channels,
+                    images = ?split_info.images,
                     "dataset opened"
                 );
                 opened.push(OpenedSplit { dataset: config.name.clone(), split, path, data });

@@ -14,7 +14,7 @@ use crate::control::{
     Reply, Request, SearchReport, StatusReport, StreamReport,
 };
 use crate::control::{handle_policy, policy_reports};
-use crate::dataset::LabelKind;
+use crate::dataset::{ImageKind, LabelKind};
 use crate::limits::{NAME_BYTES_MAX, POLICY_REFERENCE_BYTES_MAX};
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::EpochPlan;
@@ -268,7 +268,12 @@ fn dataset_report(opened: &OpenedSplit) -> DatasetReport {
         split: opened.split.clone(),
         format: info.format.to_owned(),
         n_samples: info.n_samples,
-        shape: [info.height as u64, info.width as u64, info.channels as u64],
+        shape: match info.images {
+            ImageKind::Raw { height, width, channels } => {
+                Some([height as u64, width as u64, channels as u64])
+            }
+            ImageKind::Encoded { .. } => None,
+        },
         label_kind: label_kind.to_owned(),
         n_classes,
         class_names: info.class_names.clone(),

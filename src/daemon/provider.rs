@@ -7,10 +7,13 @@ use serde_json::{Map, Value};
 
 use crate::augment::PreparedPolicy;
 use crate::config::with_suggestion;
+use crate::dataset::ImageKind;
 use crate::idle::demand::{Consumer, DemandBoard};
+use crate::image::decode::DecodeLimits;
 use crate::limits::PREPARED_POLICIES_MAX;
 use crate::pipeline::recipe::{Recipe, RecipeError};
 use crate::pipeline::render::CompiledRecipe;
+use crate::pipeline::shared::DecodedWindow;
 use crate::pipeline::workers::StreamSpec;
 use crate::policy::{
     EpochPins, HistoryKind, PolicyError, PolicyStore, ResolvedPolicy, StoredReference, is_path,
@@ -28,6 +31,10 @@ const EVIDENCE_OF_SEARCH: &str = "search";
 pub(super) struct Provider {
     pub(super) datasets: Datasets,
     pub(super) defaults: Recipe,
+    /// Encoded images beyond them are refused.
+    pub(super) limits: DecodeLimits,
+    /// Decoded images that streams share.
+    pub(super) decoded: Arc<DecodedWindow>,
     pub(super) store: Arc<PolicyStore>,
     pub(super) pins: EpochPins,
     /// Who takes batches, for the search.
@@ -42,17 +49,26 @@ impl StreamProvider for Provider {
     fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal> {
         let split = self.datasets.find(&request.dataset, &request.split)?;
         let recipe = self.recipe(&request.recipe_json)?;
-        let compiled = CompiledRecipe::new(&recipe, split.info()).map_err(refuse_recipe)?;
+        let compiled = CompiledRecipe::new(&recipe, split.info(), self.limits);
+        let compiled = compiled.map_err(refuse_recipe)?;
         // A reference that means nothing is refused now, not at the first epoch.
         self.store.resolve(&recipe.policy, &request.dataset).map_err(refuse_policy)?;
         let recipe_json = serde_json::to_string(&recipe)
             .map_err(|error| Refusal::new(ErrorCode::Internal, error.to_string()))?;
+        let decoded = match split.info().images {
+            ImageKind::Encoded { .. } => {
+                let split_id = Arc::as_ptr(&split).cast::<()>().addr();
+                Some(self.decoded.join(split_id, compiled.decode_options()))
+            }
+            ImageKind::Raw { .. } => None,
+        };
         Ok(OpenedStream {
             spec: Arc::new(StreamSpec {
                 split,
                 recipe: compiled,
                 seed: request.seed,
                 shuffle: request.shuffle,
+                decoded,
             }),
             policy_reference: recipe.policy,
             total_epochs: recipe.total_epochs,

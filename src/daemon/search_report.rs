@@ -5,8 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::dataset::{Pixels, Sample, Split};
+use crate::dataset::{Content, Pixels, RawImage, Split};
 use crate::image::Image;
+use crate::image::decode::{DecodeLimits, DecodeOptions, Decoder};
 use crate::search::report;
 
 /// Images that are shown in the report.
@@ -43,12 +44,25 @@ fn sample_images(split: &dyn Split) -> Vec<Image> {
     let n_samples = split.info().n_samples;
     let places =
         (0..N_SAMPLES.min(n_samples)).map(|idx| idx * n_samples / N_SAMPLES.min(n_samples));
-    places.filter_map(|sample_idx| split.sample(sample_idx).ok()).map(|s| image(&s)).collect()
+    let mut buffer = Vec::new();
+    let load = |sample_idx| match split.sample(sample_idx, &mut buffer).ok()?.content {
+        Content::Raw(raw) => Some(image(raw)),
+        Content::Encoded(bytes) => decoded(bytes),
+    };
+    places.filter_map(load).collect()
 }
 
-fn image(sample: &Sample<'_>) -> Image {
-    let Sample { width, height, channels, .. } = *sample;
-    let data = match sample.pixels {
+/// A whole encoded image, as the default recipe shows it.
+fn decoded(bytes: &[u8]) -> Option<Image> {
+    let options = DecodeOptions { channels: 3, turn: false, limits: DecodeLimits::default() };
+    let (mut decoder, mut image) = (Decoder::default(), Image::default());
+    decoder.open(bytes, options).and_then(|mut opened| opened.decode(&mut image)).ok()?;
+    Some(image)
+}
+
+fn image(raw: RawImage<'_>) -> Image {
+    let RawImage { width, height, channels, .. } = raw;
+    let data = match raw.pixels {
         Pixels::Hwc(bytes) => bytes.to_vec(),
         Pixels::Chw(bytes) => {
             let plane = width * height;

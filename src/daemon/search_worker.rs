@@ -28,7 +28,7 @@ use tracing::warn;
 use super::datasets::{Datasets, OpenDatasetError};
 use super::{DaemonError, EXIT_CONFIG, logging, places};
 use crate::config::{Config, SearchAlgorithm, SearchConfig, SearchDevice};
-use crate::dataset::{DatasetError, Label, LabelKind, Pixels, Split};
+use crate::dataset::{Content, DatasetError, ImageKind, Label, LabelKind, Pixels, Split};
 use crate::pipeline::recipe::Recipe;
 use crate::policy::{PolicyError, PolicyStore};
 use crate::search::algorithm::{Algorithm, Paper, Ranged, Structured};
@@ -153,6 +153,7 @@ fn work(config_path: &Path, offline: bool) -> Result<(), WorkerError> {
     let store = PolicyStore::open(places.state_dir.join("policies"))?;
     let summary = plan.summary();
     let lab_options = LabOptions {
+        limits: config.images.limits(),
         model,
         recipe: config.stream.defaults.clone(),
         fold_epochs: search.fold_epochs,
@@ -284,7 +285,7 @@ fn algorithm(kind: SearchAlgorithm) -> Box<dyn Algorithm> {
 
 fn labels(split: &dyn Split) -> Result<Vec<i64>, DatasetError> {
     let label = |sample_idx| {
-        Ok(match split.sample(sample_idx)?.label {
+        Ok(match split.label(sample_idx)? {
             Label::Class(class) => class,
             // The split says that its labels are classes.
             Label::Vector(_) => -1,
@@ -329,14 +330,23 @@ fn content_digest(split: &dyn Split, name: &str) -> Result<String, WorkerError> 
         return Ok(info.fingerprint.0.clone());
     }
     let mut hash = Sha256::new();
-    hash.update(format!("{}x{}x{};", info.height, info.width, info.channels));
+    match info.images {
+        ImageKind::Raw { height, width, channels } => {
+            hash.update(format!("{height}x{width}x{channels};"));
+        }
+        ImageKind::Encoded { turns_by_exif } => hash.update(format!("encoded{turns_by_exif};")),
+    }
+    let mut buffer = Vec::new();
     for sample_idx in 0..info.n_samples {
-        let sample = split.sample(sample_idx);
+        let sample = split.sample(sample_idx, &mut buffer);
         let sample =
             sample.map_err(|source| WorkerError::Sample { name: name.to_owned(), source })?;
-        let (order, bytes) = match sample.pixels {
-            Pixels::Hwc(bytes) => ("hwc", bytes),
-            Pixels::Chw(bytes) => ("chw", bytes),
+        let (order, bytes) = match sample.content {
+            Content::Raw(image) => match image.pixels {
+                Pixels::Hwc(bytes) => ("hwc", bytes),
+                Pixels::Chw(bytes) => ("chw", bytes),
+            },
+            Content::Encoded(bytes) => ("file", bytes),
         };
         hash.update(format!("{order}{:?};", sample.label));
         hash.update(bytes);

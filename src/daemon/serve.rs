@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, IdlePolicy, SearchDevice};
 use crate::control::{ControlServer, ServerOptions};
+use crate::pipeline::shared::DecodedWindow;
 use crate::policy::{EpochPins, PolicyStore};
 use crate::transport::server::{ServerConfig, ServerHandle, StreamServer};
 
@@ -48,15 +49,14 @@ pub(super) fn serve(
     let store = Arc::new(PolicyStore::open(places.state_dir.join("policies"))?);
     let pins = EpochPins::open(places.state_dir.join("pins"))?;
     let datasets = Datasets::open(&config.datasets, &places.state_dir.join("cache"))?;
-    for name in datasets.names() {
-        let policy = &config.stream.defaults.policy;
-        store.resolve(policy, &name).map_err(DaemonError::DefaultPolicy)?;
-    }
+    check_default_policy(config, &datasets, &store)?;
     let n_threads = config.workers.n_threads();
     let idle = IdleOptions::new(config.idle.clone(), config.search.threads, config.search.device)?;
     let provider = Arc::new(Provider {
         datasets: datasets.clone(),
         defaults: config.stream.defaults.clone(),
+        limits: config.images.limits(),
+        decoded: DecodedWindow::new(config.images.shared_bytes()),
         store: Arc::clone(&store),
         pins,
         demand: idle.board(),
@@ -103,6 +103,19 @@ pub(super) fn serve(
         return Err(DaemonError::ThreadDied);
     }
     info!("stopped");
+    Ok(())
+}
+
+/// A default policy that means nothing for a dataset is refused at the start.
+fn check_default_policy(
+    config: &Config,
+    datasets: &Datasets,
+    store: &PolicyStore,
+) -> Result<(), DaemonError> {
+    for name in datasets.names() {
+        let policy = &config.stream.defaults.policy;
+        store.resolve(policy, &name).map_err(DaemonError::DefaultPolicy)?;
+    }
     Ok(())
 }
 

@@ -20,7 +20,9 @@ use arrow_ipc as ipc;
 
 use super::arrow_schema::PackedMeta;
 use super::map::Map;
-use super::{DatasetError, Label, LabelKind, Pixels, Sample, Split, SplitInfo};
+use super::{
+    Content, DatasetError, ImageKind, Label, LabelKind, Pixels, RawImage, Sample, Split, SplitInfo,
+};
 use crate::limits;
 
 const MAGIC: &[u8] = b"ARROW1";
@@ -49,7 +51,7 @@ struct Batch {
 pub(super) struct ArrowSplit {
     map: Map,
     batches: Vec<Batch>,
-    image_bytes: usize,
+    shape: [usize; 3],
     info: SplitInfo,
 }
 
@@ -67,7 +69,7 @@ impl ArrowSplit {
         let split = Self::open_structure(path)?;
         if let LabelKind::Class { .. } = split.info.label_kind {
             for sample_idx in 0..split.info.n_samples {
-                split.sample(sample_idx)?;
+                split.label(sample_idx)?;
             }
         }
         Ok(split)
@@ -102,15 +104,13 @@ impl ArrowSplit {
         let info = SplitInfo {
             format: "arrow",
             n_samples: meta.n_samples,
-            width,
-            height,
-            channels,
+            images: ImageKind::Raw { height, width, channels },
             label_kind: meta.label_kind,
             class_names: meta.class_names,
             fingerprint: meta.fingerprint,
             mapped_bytes: map.bytes().len() as u64,
         };
-        Ok(Self { map, batches, image_bytes: height * width * channels, info })
+        Ok(Self { map, batches, shape: meta.shape, info })
     }
 
     /// The batch that holds a sample, and the sample's row in it.
@@ -130,11 +130,25 @@ impl Split for ArrowSplit {
         &self.info
     }
 
-    fn sample(&self, sample_idx: u64) -> Result<Sample<'_>, DatasetError> {
+    fn sample<'a>(
+        &'a self,
+        sample_idx: u64,
+        _buffer: &'a mut Vec<u8>,
+    ) -> Result<Sample<'a>, DatasetError> {
+        let label = self.label(sample_idx)?;
+        let (batch, row) = self.locate(sample_idx);
+        let [height, width, channels] = self.shape;
+        let image_bytes = height * width * channels;
+        let image_at = batch.images_at + row * image_bytes;
+        let pixels = Pixels::Hwc(&self.map.bytes()[image_at..image_at + image_bytes]);
+        let image = RawImage { width, height, channels, pixels };
+        Ok(Sample { content: Content::Raw(image), label })
+    }
+
+    fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
         let (batch, row) = self.locate(sample_idx);
         let bytes = self.map.bytes();
-        let image_at = batch.images_at + row * self.image_bytes;
-        let label = match self.info.label_kind {
+        Ok(match self.info.label_kind {
             LabelKind::Class { n_classes } => {
                 let class = i64::from_le_bytes(array_at(bytes, batch.labels_at + row * 8));
                 if !(0..i64::from(n_classes)).contains(&class) {
@@ -154,13 +168,6 @@ impl Split for ArrowSplit {
                 let values = self.map.f32s(at..at + vector_bytes);
                 Label::Vector(values.expect("range and alignment were checked when it was opened"))
             }
-        };
-        Ok(Sample {
-            width: self.info.width,
-            height: self.info.height,
-            channels: self.info.channels,
-            pixels: Pixels::Hwc(&bytes[image_at..image_at + self.image_bytes]),
-            label,
         })
     }
 

@@ -14,7 +14,10 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::map::Map;
-use super::{DatasetError, Label, LabelKind, Pixels, Sample, Split, SplitInfo, digest};
+use super::{
+    Content, DatasetError, ImageKind, Label, LabelKind, Pixels, RawImage, Sample, Split, SplitInfo,
+    digest,
+};
 use crate::limits;
 
 const SIDE: usize = 32;
@@ -214,9 +217,7 @@ impl CifarSplit {
         let info = SplitInfo {
             format: kind.format(),
             n_samples,
-            width: SIDE,
-            height: SIDE,
-            channels: 3,
+            images: ImageKind::Raw { height: SIDE, width: SIDE, channels: 3 },
             label_kind: LabelKind::Class { n_classes },
             class_names,
             fingerprint: digest::file_fingerprint(&fingerprinted)?,
@@ -254,7 +255,30 @@ impl Split for CifarSplit {
         &self.info
     }
 
-    fn sample(&self, sample_idx: u64) -> Result<Sample<'_>, DatasetError> {
+    fn sample<'a>(
+        &'a self,
+        sample_idx: u64,
+        _buffer: &'a mut Vec<u8>,
+    ) -> Result<Sample<'a>, DatasetError> {
+        let (labels, pixels) = self.record(sample_idx);
+        let pixels = Pixels::Chw(pixels);
+        let image = RawImage { width: SIDE, height: SIDE, channels: 3, pixels };
+        Ok(Sample { content: Content::Raw(image), label: class_of(labels) })
+    }
+
+    fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
+        Ok(class_of(self.record(sample_idx).0))
+    }
+}
+
+/// The class is the last label: CIFAR-100 has a coarse one before it.
+fn class_of(labels: &[u8]) -> Label<'_> {
+    Label::Class(i64::from(labels[labels.len() - 1]))
+}
+
+impl CifarSplit {
+    /// A record's labels and pixels.
+    fn record(&self, sample_idx: u64) -> (&[u8], &[u8]) {
         assert!(sample_idx < self.info.n_samples, "sample {sample_idx} is beyond the split");
         let part_idx = self.parts.partition_point(|part| part.first_idx <= sample_idx) - 1;
         let part = &self.parts[part_idx];
@@ -262,14 +286,7 @@ impl Split for CifarSplit {
         let row = (sample_idx - part.first_idx) as usize;
         let record_bytes = self.kind.record_bytes();
         let record = &part.map.bytes()[row * record_bytes..(row + 1) * record_bytes];
-        let (labels, pixels) = record.split_at(self.kind.label_bytes());
-        Ok(Sample {
-            width: SIDE,
-            height: SIDE,
-            channels: 3,
-            pixels: Pixels::Chw(pixels),
-            label: Label::Class(i64::from(labels[labels.len() - 1])),
-        })
+        record.split_at(self.kind.label_bytes())
     }
 }
 

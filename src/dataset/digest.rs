@@ -15,22 +15,32 @@ use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{DatasetError, Fingerprint, Label, LabelKind, Pixels, Sample};
+use super::{
+    Content, DatasetError, Fingerprint, ImageKind, Label, LabelKind, Pixels, RawImage, Sample,
+};
 
 /// Characters of a fingerprint: half of SHA-256 is plenty to tell datasets apart.
 pub(super) const FINGERPRINT_CHARS: usize = 32;
 
-/// CRC-32 (IEEE, as zlib's `crc32`) of a sample: its pixels as `[height, width, channels] u8`,
-/// then its label: `i64`, or each `f32` of the vector, little-endian.
-pub fn sample_checksum(pixels_hwc: &[u8], label: Label<'_>) -> u32 {
+/// CRC-32 (IEEE, as zlib's `crc32`) of a sample: its pixels as `[height, width, channels] u8`, or
+/// its encoded image, then its label: `i64`, or each `f32` of the vector, little-endian.
+pub fn sample_checksum(image: &[u8], label: Label<'_>) -> u32 {
     let mut crc = crc32fast::Hasher::new();
-    crc.update(pixels_hwc);
+    crc.update(image);
     label_bytes(label, |bytes| crc.update(bytes));
     crc.finalize()
 }
 
-/// A sample's pixels as HWC: borrowed if they are, else rearranged into `scratch`.
-pub(super) fn pixels_hwc<'a>(sample: &Sample<'a>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+/// A sample's image as it is packed: the encoded bytes, or pixels as HWC, borrowed if they are so,
+/// else rearranged into `scratch`.
+pub(super) fn image_bytes<'a>(sample: &Sample<'a>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    match sample.content {
+        Content::Raw(image) => pixels_hwc(image, scratch),
+        Content::Encoded(bytes) => bytes,
+    }
+}
+
+fn pixels_hwc<'a>(sample: RawImage<'a>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
     match sample.pixels {
         Pixels::Hwc(bytes) => bytes,
         Pixels::Chw(bytes) => {
@@ -53,9 +63,14 @@ pub(super) fn pixels_hwc<'a>(sample: &Sample<'a>, scratch: &'a mut Vec<u8>) -> &
 pub(super) struct ContentHasher(Sha256);
 
 impl ContentHasher {
-    /// Starts with the shape `[height, width, channels]` and the kind of labels.
-    pub(super) fn new(shape: [usize; 3], label_kind: LabelKind) -> Self {
+    /// Starts with the shape `[height, width, channels]` (encoded images: zeros, and whether they
+    /// are turned) and the kind of labels.
+    pub(super) fn new(images: ImageKind, label_kind: LabelKind) -> Self {
         let mut hash = Sha256::new();
+        let shape = match images {
+            ImageKind::Raw { height, width, channels } => [height, width, channels],
+            ImageKind::Encoded { turns_by_exif } => [0, 0, usize::from(turns_by_exif)],
+        };
         for side in shape {
             hash.update((side as u64).to_le_bytes());
         }
@@ -124,9 +139,9 @@ mod tests {
     fn planar_pixels_become_interleaved() {
         let bytes = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16, 21, 22, 23, 24, 25, 26];
         let pixels = Pixels::Chw(&bytes);
-        let sample = Sample { width: 3, height: 2, channels: 3, pixels, label: Label::Class(0) };
+        let image = RawImage { width: 3, height: 2, channels: 3, pixels };
         let mut scratch = vec![99; 40];
-        let hwc = pixels_hwc(&sample, &mut scratch);
+        let hwc = pixels_hwc(image, &mut scratch);
         assert_eq!(hwc, [1, 11, 21, 2, 12, 22, 3, 13, 23, 4, 14, 24, 5, 15, 25, 6, 16, 26]);
     }
 
@@ -141,8 +156,8 @@ mod tests {
 
     #[test]
     fn fingerprints_depend_on_shape_order_and_label_kind() {
-        let make = |shape, kind, first: u32| {
-            let mut hash = ContentHasher::new(shape, kind);
+        let make = |[height, width, channels]: [usize; 3], kind, first: u32| {
+            let mut hash = ContentHasher::new(ImageKind::Raw { height, width, channels }, kind);
             hash.add(first, Label::Class(1));
             hash.add(3 - first, Label::Class(1));
             hash.finish().0

@@ -58,7 +58,8 @@ pub enum DatasetError {
     /// The content is none of the formats.
     #[error(
         "{path}: not a dataset file that is known: {found}; give a packed .arrow file, an IDX \
-         images file (may be .gz), a CIFAR .bin file, or a folder of these"
+         images file (may be .gz), a CIFAR .bin file, a folder of these, or a folder of class \
+         folders of images"
     )]
     UnknownFormat {
         /// The file.
@@ -193,6 +194,26 @@ pub enum DatasetError {
     Busy {
         /// The folder, or the temp file in it.
         path: String,
+    },
+    /// A class without images.
+    #[error(
+        "{path}: no image file in this class's folder (.jpg, .jpeg, .png, .webp, .bmp, .ppm, \
+         .pgm); remove the folder, or put the class's images there"
+    )]
+    EmptyClass {
+        /// The folder.
+        path: String,
+    },
+    /// A file that is not as it was when the dataset was opened.
+    #[error(
+        "{path}: changed since the dataset was opened ({what}); start the daemon anew, which looks \
+         at all files again"
+    )]
+    Stale {
+        /// The file.
+        path: String,
+        /// What changed.
+        what: String,
     },
     /// The source changed while it was read.
     #[error("{path}: changed while it was read ({what}); try again when nothing writes to it")]

@@ -16,7 +16,10 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::map::Map;
-use super::{DatasetError, Label, LabelKind, Pixels, Sample, Split, SplitInfo, digest, gz};
+use super::{
+    Content, DatasetError, ImageKind, Label, LabelKind, Pixels, RawImage, Sample, Split, SplitInfo,
+    digest, gz,
+};
 use crate::limits;
 
 /// The longest header that is accepted, in bytes: magic and four dimensions.
@@ -172,9 +175,7 @@ impl IdxSplit {
         let info = SplitInfo {
             format: "idx",
             n_samples: images_header.n,
-            width,
-            height,
-            channels,
+            images: ImageKind::Raw { height, width, channels },
             label_kind: LabelKind::Class { n_classes },
             class_names: Vec::new(),
             fingerprint: digest::file_fingerprint(&[path.to_owned(), labels_path])?,
@@ -190,17 +191,28 @@ impl Split for IdxSplit {
         &self.info
     }
 
-    fn sample(&self, sample_idx: u64) -> Result<Sample<'_>, DatasetError> {
-        assert!(sample_idx < self.info.n_samples, "sample {sample_idx} is beyond the split");
+    fn sample<'a>(
+        &'a self,
+        sample_idx: u64,
+        _buffer: &'a mut Vec<u8>,
+    ) -> Result<Sample<'a>, DatasetError> {
+        let label = self.label(sample_idx)?;
         #[allow(clippy::cast_possible_truncation, reason = "below the length of a map")]
         let idx = sample_idx as usize;
         let header = &self.images_header;
         let start = header.head_bytes + idx * header.item_bytes;
-        let pixels = &self.images.bytes()[start..start + header.item_bytes];
-        let label = self.labels.bytes()[self.labels_header.head_bytes + idx];
+        let pixels = Pixels::Hwc(&self.images.bytes()[start..start + header.item_bytes]);
         let [height, width, channels] = header.shape;
-        let label = Label::Class(i64::from(label));
-        Ok(Sample { width, height, channels, pixels: Pixels::Hwc(pixels), label })
+        let image = RawImage { width, height, channels, pixels };
+        Ok(Sample { content: Content::Raw(image), label })
+    }
+
+    fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
+        assert!(sample_idx < self.info.n_samples, "sample {sample_idx} is beyond the split");
+        #[allow(clippy::cast_possible_truncation, reason = "below the length of a map")]
+        let idx = sample_idx as usize;
+        let label = self.labels.bytes()[self.labels_header.head_bytes + idx];
+        Ok(Label::Class(i64::from(label)))
     }
 }
 

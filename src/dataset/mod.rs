@@ -1,18 +1,21 @@
 //! Datasets: mapped readers and the packer. Bytes and labels by index, nothing else.
 //!
-//! Owns files and their formats. Never decodes, augments or orders samples.
+//! Owns files and their formats. Never decodes, augments or orders samples: an encoded image is
+//! bytes here.
 //!
 //! *Invariants*: a file is checked whole (lengths, counts, label range) when it is opened, so that
 //! [`Split::sample`] is a look-up into the map; files are replaced by temp + rename, never
 //! truncated, so a map made here stays valid while other processes pack or unpack.
 //!
-//! *Formats*: packed Arrow IPC files, IDX (also `.gz`), CIFAR-10 and CIFAR-100 binary.
+//! *Formats*: packed Arrow IPC files, IDX (also `.gz`), CIFAR-10 and CIFAR-100 binary, folders of
+//! class folders of image files.
 
 mod arrow;
 mod arrow_schema;
 mod cifar;
 mod digest;
 mod error;
+mod folder;
 mod gz;
 mod idx;
 mod map;
@@ -46,19 +49,64 @@ pub enum Label<'a> {
     Vector(&'a [f32]),
 }
 
-/// One sample, borrowed from the map.
+/// An image that lies in the dataset as pixels.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample<'a> {
+pub struct RawImage<'a> {
     /// Columns, in pixels.
     pub width: usize,
     /// Rows, in pixels.
     pub height: usize,
     /// 1 or 3.
     pub channels: usize,
-    /// The image.
+    /// The bytes.
     pub pixels: Pixels<'a>,
+}
+
+/// What a sample's image is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// Pixels, ready to be used.
+    Raw(RawImage<'a>),
+    /// A whole image file (JPEG, PNG, …), not looked into.
+    Encoded(&'a [u8]),
+}
+
+/// One sample, borrowed from the map or from the reader's buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    /// The image.
+    pub content: Content<'a>,
     /// Its label.
     pub label: Label<'a>,
+}
+
+impl<'a> Sample<'a> {
+    /// The pixels, if they need no decoding.
+    pub fn raw(&self) -> Option<RawImage<'a>> {
+        match self.content {
+            Content::Raw(image) => Some(image),
+            Content::Encoded(_) => None,
+        }
+    }
+}
+
+/// What the images of a split are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Pixels, all of one shape.
+    Raw {
+        /// Rows, in pixels.
+        height: usize,
+        /// Columns, in pixels.
+        width: usize,
+        /// 1 or 3.
+        channels: usize,
+    },
+    /// Image files of any size, to be decoded.
+    Encoded {
+        /// Whether the format's own reader turns images as their EXIF orientation says.
+        turns_by_exif: bool,
+    },
 }
 
 /// What labels a split has.
@@ -90,16 +138,12 @@ impl fmt::Display for Fingerprint {
 /// What is known of a split without reading its samples.
 #[derive(Clone, Debug)]
 pub struct SplitInfo {
-    /// Format as people call it: `arrow`, `idx`, `cifar10`, `cifar100`.
+    /// Format as people call it: `arrow`, `idx`, `cifar10`, `image-folder`, ….
     pub format: &'static str,
     /// Samples in the split, at least 1.
     pub n_samples: u64,
-    /// Shape of every sample (all formats of today have one shape).
-    pub width: usize,
-    /// Rows, in pixels.
-    pub height: usize,
-    /// 1 or 3.
-    pub channels: usize,
+    /// What its images are.
+    pub images: ImageKind,
     /// What labels it has.
     pub label_kind: LabelKind,
     /// Names of the classes, or empty.
@@ -115,14 +159,33 @@ pub trait Split: Send + Sync + fmt::Debug {
     /// What is known without reading samples.
     fn info(&self) -> &SplitInfo;
 
-    /// The sample at `sample_idx`, borrowed from the map.
+    /// The sample at `sample_idx`, borrowed from the map; from `buffer` where a sample is a file of
+    /// its own, which is read into it.
     ///
     /// # Errors
-    /// A label out of range, or damage found in the record.
+    /// A label out of range, damage found in the record, or a file that is gone or has changed.
     ///
     /// # Panics
     /// If `sample_idx` is not below `n_samples`.
-    fn sample(&self, sample_idx: u64) -> Result<Sample<'_>, DatasetError>;
+    fn sample<'a>(
+        &'a self,
+        sample_idx: u64,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Sample<'a>, DatasetError>;
+
+    /// The label alone; no image is read.
+    ///
+    /// # Errors
+    /// As [`Self::sample`], as far as the label goes.
+    ///
+    /// # Panics
+    /// If `sample_idx` is not below `n_samples`.
+    fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError>;
+
+    /// What a message calls the sample: its file, or its place in the split's.
+    fn sample_name(&self, sample_idx: u64) -> String {
+        format!("sample {sample_idx}")
+    }
 
     /// The stored CRC-32 of a sample ([`sample_checksum`]), where the format has one.
     ///

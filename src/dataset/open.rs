@@ -9,9 +9,13 @@ use std::sync::Arc;
 
 use super::arrow::{self, ArrowSplit};
 use super::cifar::{self, CifarSplit};
+use super::folder::{FolderSplit, has_class_folders};
 use super::idx::{self, IdxSplit};
 use super::{DatasetError, Split};
 use crate::limits;
+
+/// Splits that have usual names, in the order in which they are listed.
+const SPLITS: [&str; 6] = ["train", "val", "valid", "validation", "dev", "test"];
 
 /// Opens a split of the dataset at `path`: a folder, in which the split's files are found by their
 /// usual names, or the split's own file (`split` then only says what it is used as). Compressed
@@ -28,6 +32,7 @@ pub fn open_split(
         Found::Arrow(file) => Arc::new(ArrowSplit::open(&file)?),
         Found::Idx(images) => Arc::new(IdxSplit::open(&images, cache_dir)?),
         Found::Cifar(files) => Arc::new(CifarSplit::open(&files)?),
+        Found::Folder(root) => Arc::new(FolderSplit::open(&root, cache_dir)?),
     })
 }
 
@@ -46,14 +51,17 @@ pub(super) fn open_for_verify(
     }
 }
 
-/// The splits that the dataset at `path` has: `train` and `test` first, then others by name. A
-/// file has one.
+/// The splits that the dataset at `path` has: those of the usual names first ([`SPLITS`]), then
+/// others by name. A file, and a folder of class folders, has one.
 ///
 /// # Errors
 /// Nothing is at the path, or nothing that is a dataset.
 pub fn list_splits(path: &Path) -> Result<Vec<String>, DatasetError> {
     if is_folder(path)? {
-        let splits = splits_of_folder(path)?;
+        let mut splits = splits_of_folder(path)?;
+        if splits.is_empty() && has_class_folders(path) {
+            splits.push("train".to_owned());
+        }
         if splits.is_empty() {
             return Err(no_split(path, "train"));
         }
@@ -92,6 +100,8 @@ enum Found {
     /// The images file.
     Idx(PathBuf),
     Cifar(cifar::Files),
+    /// A folder of class folders.
+    Folder(PathBuf),
 }
 
 fn locate(path: &Path, split: &str) -> Result<Found, DatasetError> {
@@ -101,6 +111,10 @@ fn locate(path: &Path, split: &str) -> Result<Found, DatasetError> {
     }
     match locate_in_folder(path, split)? {
         Some(found) => Ok(found),
+        // Class folders and no splits: the path is the split, whatever it is used as.
+        None if splits_of_folder(path)?.is_empty() && has_class_folders(path) => {
+            Ok(Found::Folder(path.to_owned()))
+        }
         None => Err(no_split(path, split)),
     }
 }
@@ -111,7 +125,7 @@ fn is_folder(path: &Path) -> Result<bool, DatasetError> {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Err(DatasetError::NotFound {
             path: path.display().to_string(),
             looked_for: "a packed .arrow file, an IDX images file (may be .gz), a CIFAR .bin \
-                         file, or a folder of these"
+                         file, a folder of these, or a folder of class folders of images"
                 .to_owned(),
         }),
         Err(cause) => Err(DatasetError::io(path, cause)),
@@ -126,7 +140,11 @@ fn locate_in_folder(folder: &Path, split: &str) -> Result<Option<Found>, Dataset
     if let Some(images) = idx::find_images(folder, split) {
         return Ok(Some(Found::Idx(images)));
     }
-    Ok(cifar::find_in_folder(folder, split)?.map(Found::Cifar))
+    if let Some(files) = cifar::find_in_folder(folder, split)? {
+        return Ok(Some(Found::Cifar(files)));
+    }
+    let of_split = folder.join(split);
+    Ok(has_class_folders(&of_split).then_some(Found::Folder(of_split)))
 }
 
 fn locate_file(path: &Path) -> Result<Found, DatasetError> {
@@ -186,6 +204,7 @@ fn no_split(folder: &Path, split: &str) -> DatasetError {
     let mut looked_for = vec![format!("{split}.arrow")];
     looked_for.extend(idx::looked_for(split));
     looked_for.extend(cifar::looked_for(split).map(str::to_owned));
+    looked_for.push(format!("a folder {split} of class folders of images"));
     DatasetError::NoSplit {
         path: folder.display().to_string(),
         split: split.to_owned(),
@@ -198,7 +217,7 @@ fn no_split(folder: &Path, split: &str) -> DatasetError {
 fn splits_of_folder(folder: &Path) -> Result<Vec<String>, DatasetError> {
     let fail = |cause| DatasetError::io(folder, cause);
     let mut splits = Vec::new();
-    for split in ["train", "test"] {
+    for split in SPLITS {
         if locate_in_folder(folder, split)?.is_some() {
             splits.push(split.to_owned());
         }
@@ -279,7 +298,7 @@ mod tests {
             fs::write(dir.path().join(name), vec![1; 3073]).unwrap();
         }
         fs::write(dir.path().join(".train.arrow.tmp"), b"").unwrap();
-        assert_eq!(list_splits(dir.path()).unwrap(), ["train", "test", "dev", "valid"]);
+        assert_eq!(list_splits(dir.path()).unwrap(), ["train", "valid", "dev", "test"]);
         assert_eq!(list_splits(&dir.path().join("test_batch.bin")).unwrap(), ["test"]);
         assert_eq!(list_splits(&dir.path().join("dev.arrow")).unwrap(), ["dev"]);
     }

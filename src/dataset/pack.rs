@@ -23,7 +23,7 @@ use arrow_ipc::writer::FileWriter;
 
 use super::arrow_schema::{self, PackedMeta};
 use super::digest::{self, ContentHasher};
-use super::{DatasetError, Fingerprint, Label, LabelKind, Sample, Split, idx, open};
+use super::{DatasetError, Fingerprint, ImageKind, Label, LabelKind, Sample, Split, idx, open};
 
 /// Record batches are about this large, in bytes: few enough for a small footer, small enough to
 /// be built in memory.
@@ -305,7 +305,10 @@ fn first_pass(
     report: &mut impl FnMut(u64),
 ) -> Result<(PackedMeta, Vec<u32>), DatasetError> {
     let info = samples.info();
-    let shape = [info.height, info.width, info.channels];
+    let ImageKind::Raw { height, width, channels } = info.images else {
+        return Err(DatasetError::unsupported(&header.source, "encoded images are not packed yet"));
+    };
+    let shape = [height, width, channels];
     idx::check_shape(shape, &header.source)?;
     let label_kind = match (info.label_kind, header.n_classes) {
         (LabelKind::Class { .. }, Some(n_classes)) => LabelKind::Class { n_classes },
@@ -316,14 +319,14 @@ fn first_pass(
     if info.n_samples == 0 {
         return Err(DatasetError::Empty { path: header.source.clone() });
     }
-    let mut hash = ContentHasher::new(shape, label_kind);
+    let mut hash = ContentHasher::new(info.images, label_kind);
     let mut checksums = Vec::new();
-    let mut scratch = Vec::new();
+    let (mut scratch, mut buffer) = (Vec::new(), Vec::new());
     for sample_idx in 0..info.n_samples {
-        let sample = samples.sample(sample_idx)?;
+        let sample = samples.sample(sample_idx, &mut buffer)?;
         check_sample(&sample, sample_idx, shape, label_kind, &header.source)?;
         let checksum =
-            super::sample_checksum(digest::pixels_hwc(&sample, &mut scratch), sample.label);
+            super::sample_checksum(digest::image_bytes(&sample, &mut scratch), sample.label);
         // A new checksum would make a damaged sample look whole.
         if samples.checksum(sample_idx).is_some_and(|stored| stored != checksum) {
             let what = format!("sample {sample_idx} does not match its stored checksum");
@@ -353,8 +356,12 @@ fn check_sample(
     label_kind: LabelKind,
     source: &str,
 ) -> Result<(), DatasetError> {
-    let (super::Pixels::Hwc(bytes) | super::Pixels::Chw(bytes)) = sample.pixels;
-    let own_shape = [sample.height, sample.width, sample.channels];
+    let Some(image) = sample.raw() else {
+        let what = format!("sample {sample_idx} is encoded, but the others are pixels");
+        return Err(DatasetError::unsupported(source, what));
+    };
+    let (super::Pixels::Hwc(bytes) | super::Pixels::Chw(bytes)) = image.pixels;
+    let own_shape = [image.height, image.width, image.channels];
     if own_shape != shape || bytes.len() != shape.iter().product::<usize>() {
         return Err(DatasetError::unsupported(
             source,
@@ -419,10 +426,10 @@ fn record_batch(
     let n_rows = checksums.len();
     let mut images = Vec::with_capacity(n_rows * meta.image_bytes());
     let (mut classes, mut vectors) = (Vec::new(), Vec::new());
-    let mut scratch = Vec::new();
+    let (mut scratch, mut buffer) = (Vec::new(), Vec::new());
     for (sample_idx, checksum) in (first_idx..).zip(checksums) {
-        let sample = samples.sample(sample_idx)?;
-        let pixels = digest::pixels_hwc(&sample, &mut scratch);
+        let sample = samples.sample(sample_idx, &mut buffer)?;
+        let pixels = digest::image_bytes(&sample, &mut scratch);
         if super::sample_checksum(pixels, sample.label) != *checksum {
             return Err(DatasetError::Changed {
                 path: meta.source.clone(),

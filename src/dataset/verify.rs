@@ -73,18 +73,17 @@ pub fn verify_split(
     let samples = open::open_for_verify(path, split, cache_dir)?;
     let info = samples.info().clone();
     let total = info.n_samples;
-    let mut hash =
-        Some(ContentHasher::new([info.height, info.width, info.channels], info.label_kind));
+    let mut hash = Some(ContentHasher::new(info.images, info.label_kind));
     let mut has_checksums = true;
     let mut bad = BadList::default();
-    let mut scratch = Vec::new();
+    let (mut scratch, mut buffer) = (Vec::new(), Vec::new());
     for sample_idx in 0..total {
         let stored = samples.checksum(sample_idx);
         has_checksums &= stored.is_some();
-        match samples.sample(sample_idx) {
+        match samples.sample(sample_idx, &mut buffer) {
             Ok(sample) => {
-                let pixels = digest::pixels_hwc(&sample, &mut scratch);
-                let computed = super::sample_checksum(pixels, sample.label);
+                let image = digest::image_bytes(&sample, &mut scratch);
+                let computed = super::sample_checksum(image, sample.label);
                 if let Some(stored) = stored.filter(|stored| *stored != computed) {
                     bad.add(sample_idx, || {
                         format!("checksum {computed:08x}, but {stored:08x} is stored")

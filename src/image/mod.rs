@@ -1,15 +1,19 @@
 //! Pixel buffers and the kernels that work on them: geometry, colour, filters.
 //!
-//! Owns the bytes of one image. Knows nothing of policies, probabilities or files.
+//! Owns the bytes of one image, from its encoded form on. Knows nothing of policies, probabilities
+//! or files.
 //!
 //! The kernels are scalar and equal Pillow's bit for bit (`tests/pillow_ops.rs` compares them):
 //! they are the oracle for any faster version. One file per family.
 
+pub mod channels;
+pub mod decode;
 pub mod draw;
 pub mod enhance;
 pub mod filter;
 pub mod geometry;
 pub mod point;
+pub mod resize;
 
 /// One decoded image: 8-bit samples, interleaved rows (height × width × channels), no padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::dataset::SplitInfo;
+use crate::dataset::{ImageKind, SplitInfo};
 use crate::limits::IMAGE_SIDE_MAX;
 
 /// Smaller ones would turn normalised values into infinities.
@@ -18,6 +18,15 @@ const NORMALIZE_STD_MIN: f32 = 1e-6;
 pub struct Recipe {
     /// Which part of the image is taken.
     pub crop: Crop,
+    /// How much of an encoded image is decoded.
+    #[serde(skip_serializing_if = "is_default")]
+    pub decode: Decode,
+    /// Whether encoded images are turned as their EXIF orientation says.
+    #[serde(skip_serializing_if = "is_default")]
+    pub exif: Exif,
+    /// 1 (gray) or 3 (RGB); `None`: 3 for encoded images, else as many as the dataset has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u32>,
     /// Mirror left and right with probability ½.
     pub hflip: bool,
     /// Reference of the policy: `active`, a built-in's name, `NAME@VERSION`, or a file.
@@ -32,19 +41,21 @@ pub struct Recipe {
     pub layout: Layout,
     /// Epochs of the run; 0: unknown. Changes no sample: near a run's end the search's new
     /// versions are kept from it.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub total_epochs: u64,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Recipe {
     fn default() -> Self {
         Self {
             crop: Crop::None,
+            decode: Decode::default(),
+            exif: Exif::default(),
+            channels: None,
             hflip: false,
             policy: "active".to_owned(),
             cutout: 0,
@@ -96,6 +107,32 @@ fn default_scale() -> [f64; 2] {
 
 fn default_ratio() -> [f64; 2] {
     [3.0 / 4.0, 4.0 / 3.0]
+}
+
+/// How much of an encoded image is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// What the crop needs, reduced by the decoder where it becomes smaller anyway: close to
+    /// `full`, and equal to it where nothing is reduced.
+    #[default]
+    Partial,
+    /// The whole image.
+    Full,
+}
+
+/// Whether encoded images are turned as their EXIF orientation says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exif {
+    /// As the format's own reader does: Hugging Face `datasets` turns, torchvision's `ImageFolder`
+    /// and `webdataset` do not.
+    #[default]
+    Source,
+    /// They are.
+    Apply,
+    /// They are not.
+    Ignore,
 }
 
 /// `((x / 255) − mean) / std`, per channel.
@@ -180,6 +217,9 @@ impl Recipe {
     /// The first value that is out of range.
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.validate_crop()?;
+        if !matches!(self.channels, None | Some(1 | 3)) {
+            return Err(value_error("channels", "must be 1 (gray) or 3 (RGB)"));
+        }
         if self.cutout > IMAGE_SIDE_MAX {
             return Err(value_error("cutout", format!("at most {IMAGE_SIDE_MAX} pixels")));
         }
@@ -239,12 +279,23 @@ impl Recipe {
         }
     }
 
+    /// Channels of the output.
+    pub fn output_channels(&self, info: &SplitInfo) -> usize {
+        match (self.channels, info.images) {
+            (Some(channels), _) => channels as usize,
+            (None, ImageKind::Raw { channels, .. }) => channels,
+            (None, ImageKind::Encoded { .. }) => 3,
+        }
+    }
+
     /// Checks the recipe against a split, and gives the height and width of its output.
     ///
     /// # Errors
-    /// The image is too small for the crop, or the crop needs what this version cannot do.
+    /// The images are too small for the crop, or of no common size without one.
     pub fn output_size(&self, info: &SplitInfo) -> Result<(usize, usize), RecipeError> {
-        let (height, width) = (info.height, info.width);
+        let ImageKind::Raw { height, width, .. } = info.images else {
+            return self.output_size_of_encoded();
+        };
         let fits = |size: u32, pad: u32| {
             let (size, pad) = (size as usize, pad as usize);
             if height.min(width) + 2 * pad < size {
@@ -261,24 +312,28 @@ impl Recipe {
         match self.crop {
             Crop::None => Ok((height, width)),
             Crop::Pad { size, pad } => fits(size, pad),
-            Crop::Center { size, resize } => {
-                if resize.is_some_and(|resize| resize as usize != height.min(width)) {
-                    return Err(value_error(
-                        "crop.resize",
-                        format!(
-                            "raw images of {height}x{width} are not resized by this version; leave \
-                             it out, or pack the dataset at the size you want"
-                        ),
-                    ));
-                }
-                fits(size, 0)
+            Crop::Center { size, resize: None } => fits(size, 0),
+            Crop::Center { size, resize: Some(_) } | Crop::RandomResized { size, .. } => {
+                Ok((size as usize, size as usize))
             }
-            Crop::RandomResized { .. } => Err(value_error(
-                "crop.kind",
-                "'random-resized' needs encoded images, which this version does not read; use \
-                 'pad', 'center' or 'none'",
-            )),
         }
+    }
+
+    fn output_size_of_encoded(&self) -> Result<(usize, usize), RecipeError> {
+        let size = match self.crop {
+            Crop::Pad { size, .. }
+            | Crop::Center { size, .. }
+            | Crop::RandomResized { size, .. } => size as usize,
+            Crop::None => {
+                return Err(value_error(
+                    "crop.kind",
+                    "'none' needs images of one size, but encoded ones have any: use \
+                     'random-resized' to train, and 'center' with resize to evaluate, as in crop = \
+                     { kind = \"random-resized\", size = 224 }",
+                ));
+            }
+        };
+        Ok((size, size))
     }
 
     /// Normalisation of each channel, with single values repeated; `(0, 1)` without any.

@@ -1,17 +1,20 @@
-//! One sample into its place in a batch: crop, flip, policy, cutout, normalise and convert.
+//! One sample into its place in a batch: load, flip, policy, cutout, normalise and convert.
 //!
-//! Owns the compiled recipe. The last step is one table look-up per byte that normalises, converts
+//! Owns the compiled recipe; `load` gives the pixels to begin with. The last step is one table look-up per byte that normalises, converts
 //! and reorders at once, straight into the memory of the batch.
 
 use half::{bf16, f16};
 
 use crate::augment::{PreparedPolicy, Scratch, cutout_box};
-use crate::dataset::{Label, LabelKind, Pixels, Sample, SplitInfo};
-use crate::image::geometry::{Layout as PixelOrder, crop_into, flip_horizontal};
-use crate::image::{CropRect, Image};
+use crate::dataset::{Content, ImageKind, Label, LabelKind, Sample, SplitInfo};
+use crate::image::Image;
+use crate::image::decode::{DecodeLimits, DecodeOptions};
+use crate::image::geometry::flip_horizontal;
 use crate::random::{Purpose, SampleRng};
 
-use super::recipe::{Crop, Dtype, Layout, Recipe, RecipeError};
+use super::load::{LoadError, LoadScratch, Loading, Source};
+use super::recipe::{Dtype, Exif, Layout, Recipe, RecipeError};
+use super::shared::SharedImage;
 
 /// Parts of a slot start at a multiple of this, in bytes: a cache line, and enough for any SIMD.
 const PART_ALIGN: usize = 64;
@@ -86,13 +89,14 @@ impl SlotLayout {
 #[derive(Debug, Default)]
 pub struct RenderScratch {
     image: Image,
+    load: LoadScratch,
     augment: Scratch,
 }
 
 /// A recipe made ready for the samples of one split.
 #[derive(Debug)]
 pub struct CompiledRecipe {
-    crop: Crop,
+    loading: Loading,
     hflip: bool,
     cutout: usize,
     /// The mean, rounded to a byte: what cutout fills with, so that it is about 0 after
@@ -128,27 +132,41 @@ impl SampleKey {
 }
 
 impl CompiledRecipe {
-    /// Compiles `recipe` for the samples that `info` describes.
+    /// Compiles `recipe` for the samples that `info` describes; encoded images beyond `limits` are
+    /// refused.
     ///
     /// # Errors
     /// The recipe does not fit the samples.
-    pub fn new(recipe: &Recipe, info: &SplitInfo) -> Result<Self, RecipeError> {
+    pub fn new(
+        recipe: &Recipe,
+        info: &SplitInfo,
+        limits: DecodeLimits,
+    ) -> Result<Self, RecipeError> {
         recipe.validate()?;
         let (height, width) = recipe.output_size(info)?;
-        let norms = recipe.channel_norms(info.channels)?;
+        let channels = recipe.output_channels(info);
+        let norms = recipe.channel_norms(channels)?;
+        let turn = match (recipe.exif, info.images) {
+            (Exif::Source, ImageKind::Encoded { turns_by_exif }) => turns_by_exif,
+            (exif, _) => exif == Exif::Apply,
+        };
         let mut fill = [0; 3];
         for (byte, (mean, _)) in fill.iter_mut().zip(&norms) {
             *byte = to_byte(*mean * 255.0);
         }
         Ok(Self {
-            crop: recipe.crop,
+            loading: Loading {
+                crop: recipe.crop,
+                decode: recipe.decode,
+                options: DecodeOptions { channels, turn, limits },
+            },
             hflip: recipe.hflip,
             cutout: recipe.cutout as usize,
             fill,
             shape: OutputShape {
                 height,
                 width,
-                channels: info.channels,
+                channels,
                 dtype: recipe.dtype,
                 layout: recipe.layout,
                 labels: info.label_kind,
@@ -162,7 +180,33 @@ impl CompiledRecipe {
         &self.shape
     }
 
+    /// How encoded samples are decoded.
+    pub fn decode_options(&self) -> DecodeOptions {
+        self.loading.options
+    }
+
+    /// Whether this sample's pixels are those of its whole image's decode, so that `shared` gives
+    /// the same bytes as the file.
+    pub fn can_share(&self, shared: &SharedImage, key: SampleKey) -> bool {
+        self.loading.takes_whole(shared, key.rng(Purpose::Crop))
+    }
+
+    /// Whether a whole decode of an image of `size`, shared with `n_others`, costs less than what
+    /// each would decode alone; never if this sample's pixels would differ.
+    pub fn should_share(
+        &self,
+        size: (usize, usize),
+        is_reducible: bool,
+        n_others: usize,
+        key: SampleKey,
+    ) -> bool {
+        self.loading.should_share(size, is_reducible, n_others, key.rng(Purpose::Crop))
+    }
+
     /// Writes one sample's pixels: `out` is exactly [`OutputShape::pixel_bytes`] long.
+    ///
+    /// # Errors
+    /// The image cannot be decoded, or is too small for the crop.
     pub fn render(
         &self,
         sample: &Sample<'_>,
@@ -170,14 +214,28 @@ impl CompiledRecipe {
         key: SampleKey,
         scratch: &mut RenderScratch,
         out: &mut [u8],
-    ) {
-        let image = &mut scratch.image;
-        let (source, order) = match sample.pixels {
-            Pixels::Hwc(bytes) => (bytes, PixelOrder::Hwc),
-            Pixels::Chw(bytes) => (bytes, PixelOrder::Chw),
+    ) -> Result<(), LoadError> {
+        let source = match sample.content {
+            Content::Raw(image) => Source::Raw(image),
+            Content::Encoded(bytes) => Source::Encoded(bytes),
         };
-        let rect = self.crop_rect(sample, key);
-        crop_into(source, order, sample.width, sample.height, sample.channels, rect, image);
+        self.render_source(source, policy, key, scratch, out)
+    }
+
+    /// As [`Self::render`], from any source.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_source(
+        &self,
+        source: Source<'_>,
+        policy: &PreparedPolicy,
+        key: SampleKey,
+        scratch: &mut RenderScratch,
+        out: &mut [u8],
+    ) -> Result<(), LoadError> {
+        let image = &mut scratch.image;
+        self.loading.load(source, key.rng(Purpose::Crop), &mut scratch.load, image)?;
         if self.hflip && key.rng(Purpose::Flip).coin() {
             flip_horizontal(image);
         }
@@ -191,33 +249,7 @@ impl CompiledRecipe {
             cutout_box(image, centre_x, centre_y, self.cutout, self.fill);
         }
         self.write(image, out);
-    }
-
-    /// Draws the crop. Top is drawn before left, as torchvision's `RandomCrop` does.
-    fn crop_rect(&self, sample: &Sample<'_>, key: SampleKey) -> CropRect {
-        let (height, width) = (self.shape.height, self.shape.width);
-        let (x, y) = match self.crop {
-            Crop::None | Crop::RandomResized { .. } => (0, 0),
-            Crop::Pad { pad, .. } => {
-                let mut rng = key.rng(Purpose::Crop);
-                let pad_pixels = pad as usize;
-                let mut place = |side: usize, size: usize| {
-                    let n_places = to_u32(side + 2 * pad_pixels - size + 1);
-                    i64::from(rng.below(n_places)) - i64::from(pad)
-                };
-                let y = place(sample.height, height);
-                (place(sample.width, width), y)
-            }
-            // torchvision's CenterCrop: int(round((side - size) / 2)), half to even.
-            Crop::Center { .. } => {
-                let place = |side: usize, size: usize| {
-                    let (half, odd) = ((side - size) / 2, (side - size) % 2);
-                    i64::from(to_u32(half + (odd & half)))
-                };
-                (place(sample.width, width), place(sample.height, height))
-            }
-        };
-        CropRect { x, y, width, height }
+        Ok(())
     }
 
     /// Normalises, converts and reorders `image` into `out`, one look-up per byte.

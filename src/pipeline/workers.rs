@@ -16,11 +16,14 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::augment::PreparedPolicy;
-use crate::dataset::Split;
+use crate::dataset::{Content, Split};
+use crate::image::decode::Decoder;
 use crate::limits::CHUNK_QUEUE_MAX;
 
+use super::load::{LoadError, Source};
 use super::order::EpochOrder;
 use super::render::{CompiledRecipe, RenderScratch, SampleKey, write_label};
+use super::shared::{Membership, SharedImage};
 
 /// A chunk is about this many bytes of pixels: large against the cost of a queue operation, small
 /// enough that the last chunk of a batch does not keep the batch waiting.
@@ -37,6 +40,8 @@ pub struct StreamSpec {
     pub seed: u64,
     /// Keyed order, or index order.
     pub shuffle: bool,
+    /// The stream's part in the window of decoded images; `None` where nothing is decoded.
+    pub decoded: Option<Membership>,
 }
 
 /// Memory for one batch. The three parts are as long as the batch needs, no longer.
@@ -248,7 +253,7 @@ impl Drop for WorkerPool {
 }
 
 fn work(chunks: &Receiver<Chunk>, counters: &WorkerCounters) {
-    let mut scratch = RenderScratch::default();
+    let mut scratch = WorkerScratch::default();
     while let Ok(mut chunk) = chunks.recv() {
         let started = std::time::Instant::now();
         let n_samples = (chunk.indices.len() / size_of::<i64>()) as u64;
@@ -258,7 +263,7 @@ fn work(chunks: &Receiver<Chunk>, counters: &WorkerCounters) {
             Ok(Err(error)) => Some(error),
             Err(panic) => {
                 counters.panics.fetch_add(1, Ordering::Relaxed);
-                scratch = RenderScratch::default();
+                scratch = WorkerScratch::default();
                 Some(format!("a worker panicked: {}", panic_text(panic.as_ref())))
             }
         };
@@ -272,7 +277,15 @@ fn work(chunks: &Receiver<Chunk>, counters: &WorkerCounters) {
     }
 }
 
-fn render_chunk(chunk: &mut Chunk, scratch: &mut RenderScratch) -> Result<(), String> {
+/// What a worker keeps from sample to sample.
+#[derive(Debug, Default)]
+struct WorkerScratch {
+    render: RenderScratch,
+    decoder: Decoder,
+    file: Vec<u8>,
+}
+
+fn render_chunk(chunk: &mut Chunk, scratch: &mut WorkerScratch) -> Result<(), String> {
     let job = &chunk.shared.job;
     let spec = &job.spec;
     let shape = spec.recipe.shape();
@@ -283,13 +296,75 @@ fn render_chunk(chunk: &mut Chunk, scratch: &mut RenderScratch) -> Result<(), St
         .zip(chunk.indices.chunks_exact_mut(size_of::<i64>()));
     for (position, ((pixels, label), index)) in (chunk.first_position..).zip(places) {
         let sample_idx = job.order.sample_at(position);
-        let sample = spec.split.sample(sample_idx).map_err(|error| error.to_string())?;
         let key = SampleKey { seed: spec.seed, epoch: job.epoch, sample_idx };
-        spec.recipe.render(&sample, &job.policy, key, scratch, pixels);
-        write_label(sample.label, label);
+        render_sample(spec, &job.policy, key, scratch, pixels, label)?;
         index.copy_from_slice(&sample_idx.to_ne_bytes());
     }
     Ok(())
+}
+
+fn render_sample(
+    spec: &StreamSpec,
+    policy: &PreparedPolicy,
+    key: SampleKey,
+    scratch: &mut WorkerScratch,
+    pixels: &mut [u8],
+    label: &mut [u8],
+) -> Result<(), String> {
+    let WorkerScratch { render, decoder, file } = scratch;
+    let sample_idx = key.sample_idx;
+    let named = |error: LoadError| format!("{}: {error}", spec.split.sample_name(sample_idx));
+    let recipe = &spec.recipe;
+    if let Some(decoded) = &spec.decoded
+        && let Some(image) = decoded.get(sample_idx)
+        && recipe.can_share(&image, key)
+    {
+        write_label(spec.split.label(sample_idx).map_err(|error| error.to_string())?, label);
+        let result = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
+        decoded.give_back(image);
+        return result.map_err(named);
+    }
+    let sample = spec.split.sample(sample_idx, file).map_err(|error| error.to_string())?;
+    write_label(sample.label, label);
+    let shared = match (sample.content, &spec.decoded) {
+        (Content::Encoded(bytes), Some(decoded)) if decoded.n_members() > 1 => {
+            decode_for_all(bytes, decoded, recipe, key, decoder).map_err(named)?
+        }
+        _ => None,
+    };
+    let Some(image) = shared else {
+        return recipe.render(&sample, policy, key, render, pixels).map_err(named);
+    };
+    if let Some(decoded) = &spec.decoded {
+        decoded.put(sample_idx, std::sync::Arc::clone(&image));
+        let result = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
+        decoded.give_back(image);
+        result.map_err(named)?;
+    }
+    Ok(())
+}
+
+/// Decodes a whole image for all streams that want it; `None` where this one is better off alone.
+fn decode_for_all(
+    bytes: &[u8],
+    decoded: &Membership,
+    recipe: &CompiledRecipe,
+    key: SampleKey,
+    decoder: &mut Decoder,
+) -> Result<Option<Arc<SharedImage>>, LoadError> {
+    let mut opened = decoder.open(bytes, recipe.decode_options())?;
+    let (width, height) = opened.size();
+    let n_others = decoded.n_members() - 1;
+    let is_reducible = opened.is_reducible();
+    if !decoded.is_worthwhile(width * height)
+        || !recipe.should_share((width, height), is_reducible, n_others, key)
+    {
+        return Ok(None);
+    }
+    let mut shared = decoded.spare();
+    shared.is_reducible = is_reducible;
+    opened.decode(&mut shared.image)?;
+    Ok(Some(Arc::new(shared)))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

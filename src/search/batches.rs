@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use crate::augment::PreparedPolicy;
-use crate::dataset::{DatasetError, Label, Split, SplitInfo};
+use crate::dataset::{DatasetError, ImageKind, Label, Split, SplitInfo};
+use crate::image::decode::DecodeLimits;
+use crate::pipeline::load::LoadError;
 use crate::pipeline::recipe::{Crop, Dtype, Layout, Recipe, RecipeError};
 use crate::pipeline::render::{CompiledRecipe, OutputShape, RenderScratch, SampleKey};
 
@@ -21,6 +23,15 @@ pub enum BatchError {
     /// The recipe does not fit the dataset.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// A sample's image cannot be decoded.
+    #[error("{name}: {source}")]
+    Load {
+        /// What the sample is called.
+        name: String,
+        /// Why.
+        #[source]
+        source: LoadError,
+    },
     /// The labels are no classes.
     #[error("sample {sample_idx} has a vector label; the search needs one class per sample")]
     NoClass {
@@ -39,6 +50,8 @@ pub struct BatchMaker {
     seed: u64,
     scratch: RenderScratch,
     bytes: Vec<u8>,
+    /// Of samples that are files of their own.
+    file: Vec<u8>,
 }
 
 /// One batch, on the host.
@@ -55,26 +68,37 @@ impl BatchMaker {
     ///
     /// # Errors
     /// The recipe does not fit the split.
-    pub fn new(split: Arc<dyn Split>, recipe: &Recipe, seed: u64) -> Result<Self, BatchError> {
+    pub fn new(
+        split: Arc<dyn Split>,
+        recipe: &Recipe,
+        limits: DecodeLimits,
+        seed: u64,
+    ) -> Result<Self, BatchError> {
         let compiled = |dtype| {
             let recipe = Recipe { dtype, layout: Layout::Nhwc, ..recipe.clone() };
-            CompiledRecipe::new(&recipe, split.info())
+            CompiledRecipe::new(&recipe, split.info(), limits)
         };
         let (recipe, byte_recipe) = (compiled(Dtype::F32)?, compiled(Dtype::U8)?);
-        let (scratch, bytes) = (RenderScratch::default(), Vec::new());
-        Ok(Self { split, recipe, byte_recipe, seed, scratch, bytes })
+        let scratch = RenderScratch::default();
+        let (bytes, file) = (Vec::new(), Vec::new());
+        Ok(Self { split, recipe, byte_recipe, seed, scratch, bytes, file })
     }
 
     /// For clean images: the recipe's shape and normalisation, but nothing random. No flip, no
-    /// cutout; of a `pad` crop the middle, which is the whole image where sizes are equal. Padding
+    /// cutout; of a `pad` crop the middle, which is the whole image where sizes are equal; of
+    /// random parts, the middle of the image resized to 8/7 of their size (256 for 224). Padding
     /// that cannot be the same on both sides (an odd difference of sizes, or an image that is no
     /// square) is placed by a draw that belongs to the sample: the same at every evaluation.
     ///
     /// # Errors
     /// The recipe does not fit the split.
-    pub fn clean(split: Arc<dyn Split>, recipe: &Recipe) -> Result<Self, BatchError> {
+    pub fn clean(
+        split: Arc<dyn Split>,
+        recipe: &Recipe,
+        limits: DecodeLimits,
+    ) -> Result<Self, BatchError> {
         let crop = clean_crop(recipe.crop, split.info());
-        Self::new(split, &Recipe { crop, hflip: false, cutout: 0, ..recipe.clone() }, 0)
+        Self::new(split, &Recipe { crop, hflip: false, cutout: 0, ..recipe.clone() }, limits, 0)
     }
 
     /// Shape of the images.
@@ -98,9 +122,10 @@ impl BatchMaker {
         let mut labels = Vec::with_capacity(sample_idxs.len());
         let places = self.bytes.chunks_exact_mut(sample_bytes);
         for (&sample_idx, place) in sample_idxs.iter().zip(places) {
-            let sample = self.split.sample(sample_idx)?;
+            let sample = self.split.sample(sample_idx, &mut self.file)?;
             let key = SampleKey { seed: self.seed, epoch, sample_idx };
-            self.recipe.render(&sample, policy, key, &mut self.scratch, place);
+            let rendered = self.recipe.render(&sample, policy, key, &mut self.scratch, place);
+            rendered.map_err(|source| load_error(&*self.split, sample_idx, source))?;
             match sample.label {
                 Label::Class(class) => labels.push(class),
                 Label::Vector(_) => return Err(BatchError::NoClass { sample_idx }),
@@ -129,10 +154,13 @@ impl BatchMaker {
         let (mut n_changed, mut difference_sum) = (0u64, 0u64);
         for epoch in 0..u64::from(n_draws) {
             for &sample_idx in sample_idxs {
-                let sample = self.split.sample(sample_idx)?;
+                let sample = self.split.sample(sample_idx, &mut self.file)?;
                 let key = SampleKey { seed: self.seed, epoch, sample_idx };
-                self.byte_recipe.render(&sample, &none, key, &mut self.scratch, plain);
-                self.byte_recipe.render(&sample, policy, key, &mut self.scratch, changed);
+                for (policy, out) in [(&none, &mut *plain), (policy, &mut *changed)] {
+                    let rendered =
+                        self.byte_recipe.render(&sample, policy, key, &mut self.scratch, out);
+                    rendered.map_err(|source| load_error(&*self.split, sample_idx, source))?;
+                }
                 let pairs = plain.iter().zip(changed.iter());
                 let difference: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
                 n_changed += u64::from(difference > 0);
@@ -147,9 +175,22 @@ impl BatchMaker {
     }
 }
 
+fn load_error(split: &dyn Split, sample_idx: u64, source: LoadError) -> BatchError {
+    BatchError::Load { name: split.sample_name(sample_idx), source }
+}
+
 fn clean_crop(crop: Crop, info: &SplitInfo) -> Crop {
-    let Crop::Pad { size, .. } = crop else { return crop };
-    let side = u32::try_from(info.height.min(info.width)).unwrap_or(u32::MAX);
+    let size = match crop {
+        Crop::Pad { size, .. } => size,
+        Crop::RandomResized { size, .. } => {
+            return Crop::Center { size, resize: Some(size.saturating_mul(8).div_ceil(7)) };
+        }
+        Crop::None | Crop::Center { .. } => return crop,
+    };
+    let ImageKind::Raw { height, width, .. } = info.images else {
+        return Crop::Center { size, resize: None };
+    };
+    let side = u32::try_from(height.min(width)).unwrap_or(u32::MAX);
     if size <= side {
         return Crop::Center { size, resize: None };
     }

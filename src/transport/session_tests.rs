@@ -10,8 +10,10 @@ use super::session::{Peer, Session, Work};
 use super::wire::{GroupMode, SlotLease, Start, StreamRequest};
 use crate::augment::PreparedPolicy;
 use crate::dataset::{
-    DatasetError, Fingerprint, Label, LabelKind, Pixels, Sample, Split, SplitInfo,
+    Content, DatasetError, Fingerprint, ImageKind, Label, LabelKind, Pixels, RawImage, Sample,
+    Split, SplitInfo,
 };
+use crate::image::decode::DecodeLimits;
 use crate::pipeline::recipe::Recipe;
 use crate::pipeline::render::CompiledRecipe;
 use crate::pipeline::workers::{JobTag, StreamSpec};
@@ -25,9 +27,17 @@ impl Split for Dots {
         &self.0
     }
 
-    fn sample(&self, _sample_idx: u64) -> Result<Sample<'_>, DatasetError> {
-        let pixels = Pixels::Hwc(&[7]);
-        Ok(Sample { width: 1, height: 1, channels: 1, pixels, label: Label::Class(0) })
+    fn sample<'a>(
+        &'a self,
+        sample_idx: u64,
+        _buffer: &'a mut Vec<u8>,
+    ) -> Result<Sample<'a>, DatasetError> {
+        let image = RawImage { width: 1, height: 1, channels: 1, pixels: Pixels::Hwc(&[7]) };
+        Ok(Sample { content: Content::Raw(image), label: self.label(sample_idx)? })
+    }
+
+    fn label(&self, _sample_idx: u64) -> Result<Label<'_>, DatasetError> {
+        Ok(Label::Class(0))
     }
 }
 
@@ -42,17 +52,16 @@ pub(super) fn session(
     let info = SplitInfo {
         format: "dots",
         n_samples,
-        width: 1,
-        height: 1,
-        channels: 1,
+        images: ImageKind::Raw { width: 1, height: 1, channels: 1 },
         label_kind: LabelKind::Class { n_classes: 1 },
         class_names: vec![],
         fingerprint: Fingerprint("0".to_owned()),
         mapped_bytes: 0,
     };
-    let recipe = CompiledRecipe::new(&Recipe::default(), &info).expect("fits");
+    let recipe = CompiledRecipe::new(&Recipe::default(), &info, DecodeLimits::default());
+    let recipe = recipe.expect("fits");
     let split = Arc::new(Dots(info));
-    let spec = Arc::new(StreamSpec { split, recipe, seed: 0, shuffle: true });
+    let spec = Arc::new(StreamSpec { split, recipe, seed: 0, shuffle: true, decoded: None });
     let stream = OpenedStream {
         spec,
         policy_reference: "none".to_owned(),

@@ -55,7 +55,7 @@ impl TestHandler {
             split: "train".to_owned(),
             format: "arrow".to_owned(),
             n_samples: 60_000,
-            shape: [28, 28, 1],
+            shape: Some([28, 28, 1]),
             label_kind: "class".to_owned(),
             n_classes: 10,
             ..DatasetReport::default()

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fastaa::dataset::{
-    DatasetError, Fingerprint, Label, LabelKind, Pixels, Sample, Split, SplitInfo,
+    Content, DatasetError, Fingerprint, ImageKind, Label, LabelKind, Pixels, RawImage, Sample,
+    Split, SplitInfo,
 };
 
 /// Where Debian's `dataset-fashion-mnist` puts its files.
@@ -156,9 +157,7 @@ impl MemorySplit {
         let info = SplitInfo {
             format: "memory",
             n_samples: n_samples as u64,
-            width,
-            height,
-            channels,
+            images: ImageKind::Raw { height, width, channels },
             label_kind,
             class_names: Vec::new(),
             fingerprint: Fingerprint("none".to_owned()),
@@ -179,15 +178,41 @@ impl Split for MemorySplit {
         &self.info
     }
 
-    fn sample(&self, sample_idx: u64) -> Result<Sample<'_>, DatasetError> {
+    fn sample<'a>(
+        &'a self,
+        sample_idx: u64,
+        _buffer: &'a mut Vec<u8>,
+    ) -> Result<Sample<'a>, DatasetError> {
         let idx = usize::try_from(sample_idx).unwrap();
-        let SplitInfo { width, height, channels, .. } = self.info;
+        let [height, width, channels] = shape_of(&self.info);
         let bytes = &self.pixels[idx * width * height * channels..][..width * height * channels];
         let pixels = if self.planar { Pixels::Chw(bytes) } else { Pixels::Hwc(bytes) };
-        let label = match &self.labels {
+        let image = RawImage { width, height, channels, pixels };
+        Ok(Sample { content: Content::Raw(image), label: self.label(sample_idx)? })
+    }
+
+    fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
+        let idx = usize::try_from(sample_idx).unwrap();
+        Ok(match &self.labels {
             Labels::Classes(classes) => Label::Class(classes[idx]),
             Labels::Vectors(vectors) => Label::Vector(&vectors[idx]),
-        };
-        Ok(Sample { width, height, channels, pixels, label })
+        })
     }
+}
+
+/// `[height, width, channels]` of a split of raw images.
+pub fn shape_of(info: &SplitInfo) -> [usize; 3] {
+    let ImageKind::Raw { height, width, channels } = info.images else { panic!("raw images") };
+    [height, width, channels]
+}
+
+/// A raw sample's bytes, whether they are planar, and its label.
+pub fn raw_sample(split: &dyn Split, sample_idx: u64) -> (Vec<u8>, bool, Label<'_>) {
+    let mut buffer = Vec::new();
+    let sample = split.sample(sample_idx, &mut buffer).expect("reads");
+    let (bytes, is_planar) = match sample.raw().expect("raw").pixels {
+        Pixels::Hwc(bytes) => (bytes.to_vec(), false),
+        Pixels::Chw(bytes) => (bytes.to_vec(), true),
+    };
+    (bytes, is_planar, split.label(sample_idx).expect("reads"))
 }

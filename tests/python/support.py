@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 import numpy as np
 import numpy.typing as npt
 
@@ -92,65 +94,17 @@ def free_port() -> int:
         return port
 
 
-class Daemon:
-    """A daemon on a temporary folder (a short one: a socket's path is at most 80 bytes)."""
+class BareDaemon:
+    """A daemon on a temporary folder (a short one: a socket's path is at most 80 bytes), whose
+    configuration is still to be written."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="fastaa-", dir="/tmp"))
         self.runtime_dir = self.directory / "run"
-        self.token_file = self.directory / "token"
         self.log = self.directory / "daemon.log"
-        self.port = free_port()
+        self.config = self.directory / "config.toml"
         self.process: subprocess.Popen[bytes] | None = None
         self.is_ended_by_test = False
-        write_idx(self.directory / "toy")
-        write_cifar(self.directory / "colour")
-        self.token_file.write_text("the-token-of-the-tests\n")
-        self.token_file.chmod(0o600)
-        self.config = self.directory / "config.toml"
-        self.config.write_text(
-            f"""
-runtime_dir = "{self.runtime_dir}"
-state_dir = "{self.directory / "state"}"
-
-[[dataset]]
-name = "toy"
-train = "{self.directory / "toy" / "train-images-idx3-ubyte"}"
-test = "{self.directory / "toy" / "t10k-images-idx3-ubyte"}"
-
-[[dataset]]
-name = "fashion-mnist"
-path = "{self.directory / "toy"}"
-
-[[dataset]]
-name = "colour"
-train = "{self.directory / "colour" / "data_batch_1.bin"}"
-test = "{self.directory / "colour" / "test_batch.bin"}"
-
-[stream.defaults]
-crop = {{ kind = "none" }}
-hflip = false
-policy = "none"
-cutout = 0
-dtype = "f32"
-layout = "nchw"
-
-[workers]
-threads = 2
-
-[search]
-enabled = false
-
-[transport]
-tcp = "127.0.0.1:{self.port}"
-token_file = "{self.token_file}"
-"""
-        )
-
-    @property
-    def address(self) -> str:
-        """Where it listens on TCP."""
-        return f"tcp://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Starts it and returns when it accepts a connection."""
@@ -213,7 +167,7 @@ token_file = "{self.token_file}"
         ]
         return found
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -228,6 +182,75 @@ token_file = "{self.token_file}"
         shutil.rmtree(self.directory, ignore_errors=True)
         if self.process is not None and not self.is_ended_by_test:
             raise AssertionError(f"the daemon ended by itself:\n{log}")
+
+
+class ImageDaemon(BareDaemon):
+    """Serves datasets by name and split; the recipe is up to the subscription."""
+
+    def __init__(self, datasets: dict[str, dict[str, Path]], more: str = "") -> None:
+        super().__init__()
+        lines = [f'runtime_dir = "{self.runtime_dir}"', f'state_dir = "{self.directory}/state"']
+        for name, splits in datasets.items():
+            paths = [f'{split} = "{path}"' for split, path in splits.items()]
+            lines += ["[[dataset]]", f'name = "{name}"', *paths]
+        lines += ["[stream.defaults]", 'policy = "none"', "[search]", "enabled = false", more]
+        self.config.write_text("\n".join(lines))
+
+
+class Daemon(BareDaemon):
+    """Serves `toy`, `fashion-mnist` and `colour`, over TCP, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_file = self.directory / "token"
+        self.port = free_port()
+        write_idx(self.directory / "toy")
+        write_cifar(self.directory / "colour")
+        self.token_file.write_text("the-token-of-the-tests\n")
+        self.token_file.chmod(0o600)
+        self.config.write_text(
+            f"""
+runtime_dir = "{self.runtime_dir}"
+state_dir = "{self.directory / "state"}"
+
+[[dataset]]
+name = "toy"
+train = "{self.directory / "toy" / "train-images-idx3-ubyte"}"
+test = "{self.directory / "toy" / "t10k-images-idx3-ubyte"}"
+
+[[dataset]]
+name = "fashion-mnist"
+path = "{self.directory / "toy"}"
+
+[[dataset]]
+name = "colour"
+train = "{self.directory / "colour" / "data_batch_1.bin"}"
+test = "{self.directory / "colour" / "test_batch.bin"}"
+
+[stream.defaults]
+crop = {{ kind = "none" }}
+hflip = false
+policy = "none"
+cutout = 0
+dtype = "f32"
+layout = "nchw"
+
+[workers]
+threads = 2
+
+[search]
+enabled = false
+
+[transport]
+tcp = "127.0.0.1:{self.port}"
+token_file = "{self.token_file}"
+"""
+        )
+
+    @property
+    def address(self) -> str:
+        """Where it listens on TCP."""
+        return f"tcp://127.0.0.1:{self.port}"
 
 
 def indices_of(batches: Any) -> list[list[int]]:

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::{FoldModel, FoldTraining, ModelSpec, Processor, TorchError, check_memory};
 use crate::augment::PreparedPolicy;
 use crate::dataset::Split;
+use crate::image::decode::DecodeLimits;
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::recipe::Recipe;
 use crate::random::mix64;
@@ -40,6 +41,8 @@ pub struct LabOptions {
     pub model: ModelSpec,
     /// The streams' recipe; its policy is left out.
     pub recipe: Recipe,
+    /// Encoded images beyond them are refused.
+    pub limits: DecodeLimits,
     /// Epochs of a fold model's training.
     pub fold_epochs: u32,
     /// Epochs of the trainings that candidates are judged by.
@@ -122,17 +125,19 @@ impl TorchLab {
 
     /// What a trainer gets: the whole recipe.
     fn batches(&self, seed: u64) -> Result<BatchMaker, TorchError> {
-        Ok(BatchMaker::new(Arc::clone(&self.split), &self.options.recipe, seed)?)
+        let LabOptions { recipe, limits, .. } = &self.options;
+        Ok(BatchMaker::new(Arc::clone(&self.split), recipe, *limits, seed)?)
     }
 
     /// What fold models are trained on and asked about: crop and flip only.
     fn crop_and_flip(&self, seed: u64) -> Result<BatchMaker, TorchError> {
         let recipe = Recipe { cutout: 0, ..self.options.recipe.clone() };
-        Ok(BatchMaker::new(Arc::clone(&self.split), &recipe, seed)?)
+        Ok(BatchMaker::new(Arc::clone(&self.split), &recipe, self.options.limits, seed)?)
     }
 
     fn clean_batches(&self) -> Result<BatchMaker, TorchError> {
-        Ok(BatchMaker::clean(Arc::clone(&self.split), &self.options.recipe)?)
+        let LabOptions { recipe, limits, .. } = &self.options;
+        Ok(BatchMaker::clean(Arc::clone(&self.split), recipe, *limits)?)
     }
 
     fn fold_path(&self, fold: usize) -> PathBuf {

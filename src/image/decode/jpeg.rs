@@ -1,0 +1,283 @@
+//! JPEG by libjpeg-turbo. The one place of this module with `unsafe`.
+//!
+//! *Justification*: the safe wrapper on crates.io (`turbojpeg`) neither decodes a part of an image
+//! nor tells a warning from an error, and Pillow, whose results are kept to here, goes on after
+//! warnings. So this file calls the C functions of `turbojpeg-sys` itself.
+//!
+//! *Exactness*: the slow integer inverse DCT and smooth ("fancy") upsampling, as Pillow uses them.
+//! A part that is decoded alone equals the same part of the whole image bit for bit: the columns
+//! and rows whose upsampling looks beyond the part's edge are decoded with it, and left out of what
+//! is used ([`Jpeg::decode_part`]).
+
+use std::ffi::{CStr, c_int};
+
+use turbojpeg_sys as raw;
+
+use super::DecodeError;
+
+/// Most scans of a progressive file: each costs a pass over the whole image, and a small file can
+/// hold very many.
+const SCANS_MAX: c_int = 500;
+
+/// How far from a file's last byte its end marker is looked for: some programs append data.
+const TRAILER_BYTES_MAX: usize = 64 * 1024;
+
+/// A JPEG file's colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Color {
+    Gray,
+    /// YCbCr or RGB.
+    Rgb,
+    /// CMYK or YCCK, inverted as Adobe's programs write it.
+    Cmyk,
+}
+
+impl Color {
+    pub(super) fn channels(self) -> usize {
+        match self {
+            Self::Gray => 1,
+            Self::Rgb => 3,
+            Self::Cmyk => 4,
+        }
+    }
+
+    fn pixel_format(self) -> c_int {
+        match self {
+            Self::Gray => raw::TJPF_TJPF_GRAY,
+            Self::Rgb => raw::TJPF_TJPF_RGB,
+            Self::Cmyk => raw::TJPF_TJPF_CMYK,
+        }
+    }
+}
+
+/// A part of an image, in pixels of the (possibly reduced) image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) x: usize,
+    pub(super) y: usize,
+    pub(super) width: usize,
+    pub(super) height: usize,
+}
+
+/// A decompressor, reused from image to image.
+#[derive(Debug)]
+pub(super) struct Jpeg {
+    handle: raw::tjhandle,
+}
+
+// SAFETY: a tjhandle has no thread of its own and no thread-local state; libjpeg-turbo allows any
+// one thread at a time to use it, which `&mut self` ensures.
+#[allow(unsafe_code, reason = "a C handle that may move between threads")]
+unsafe impl Send for Jpeg {}
+
+impl Jpeg {
+    /// # Errors
+    /// No memory.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn new() -> Result<Self, DecodeError> {
+        let kind = c_int::try_from(raw::TJINIT_TJINIT_DECOMPRESS).expect("a small constant");
+        // SAFETY: no precondition; null means failure and is checked.
+        let handle = unsafe { raw::tj3Init(kind) };
+        if handle.is_null() {
+            return Err(DecodeError::damaged("libjpeg-turbo cannot start: no memory"));
+        }
+        let jpeg = Self { handle };
+        jpeg.set(raw::TJPARAM_TJPARAM_SCANLIMIT, SCANS_MAX);
+        Ok(jpeg)
+    }
+
+    /// Reads the header of a file.
+    ///
+    /// # Errors
+    /// It is no JPEG file, or of a kind that is not read.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn open<'a>(&'a mut self, bytes: &'a [u8]) -> Result<OpenJpeg<'a>, DecodeError> {
+        // SAFETY: the handle is alive (it is destroyed in Drop alone), pointer and length are those
+        // of a live slice, which C only reads, and during this call alone.
+        let code = unsafe {
+            raw::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as raw::size_t)
+        };
+        if code != 0 && !self.is_warning() {
+            return Err(DecodeError::damaged(self.message()));
+        }
+        let size = |param| {
+            let side = usize::try_from(self.get(param)).ok().filter(|side| *side > 0);
+            side.ok_or_else(|| DecodeError::damaged("a header without a size"))
+        };
+        let (width, height) =
+            (size(raw::TJPARAM_TJPARAM_JPEGWIDTH)?, size(raw::TJPARAM_TJPARAM_JPEGHEIGHT)?);
+        if self.get(raw::TJPARAM_TJPARAM_PRECISION) != 8 {
+            return Err(DecodeError::damaged("a JPEG of more than 8 bits a channel"));
+        }
+        let color = match u32::try_from(self.get(raw::TJPARAM_TJPARAM_COLORSPACE)) {
+            Ok(raw::TJCS_TJCS_GRAY) => Color::Gray,
+            Ok(raw::TJCS_TJCS_RGB | raw::TJCS_TJCS_YCbCr) => Color::Rgb,
+            Ok(raw::TJCS_TJCS_CMYK | raw::TJCS_TJCS_YCCK) => Color::Cmyk,
+            _ => return Err(DecodeError::damaged("a JPEG of an unknown colour space")),
+        };
+        let is_lossless = self.get(raw::TJPARAM_TJPARAM_LOSSLESS) != 0;
+        let mcu = match self.get(raw::TJPARAM_TJPARAM_SUBSAMP) {
+            _ if is_lossless || !has_end(bytes) => None,
+            raw::TJSAMP_TJSAMP_444 | raw::TJSAMP_TJSAMP_GRAY => Some((8, 8)),
+            raw::TJSAMP_TJSAMP_422 => Some((16, 8)),
+            raw::TJSAMP_TJSAMP_420 => Some((16, 16)),
+            raw::TJSAMP_TJSAMP_440 => Some((8, 16)),
+            _ => None,
+        };
+        Ok(OpenJpeg { jpeg: self, bytes, width, height, color, mcu, is_lossless })
+    }
+
+    /// Whether the last call's failure is a warning: there is an image all the same.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    fn is_warning(&self) -> bool {
+        // SAFETY: a live handle.
+        let severity = unsafe { raw::tj3GetErrorCode(self.handle) };
+        u32::try_from(severity) == Ok(raw::TJERR_TJERR_WARNING)
+    }
+
+    /// What the last call complained of.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    fn message(&self) -> String {
+        // SAFETY: a live handle; C gives a pointer to a string that it ends with a zero, in memory
+        // of the handle, valid until the next call; it is copied at once.
+        let text = unsafe { CStr::from_ptr(raw::tj3GetErrorStr(self.handle)) };
+        let text = text.to_string_lossy();
+        // Some begin with the C function's name.
+        let text = text.split_once("(): ").map_or(&*text, |(_, rest)| rest);
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    fn set(&self, param: raw::TJPARAM, value: c_int) {
+        let param = c_int::try_from(param).expect("a small constant");
+        // SAFETY: a live handle and plain values.
+        let code = unsafe { raw::tj3Set(self.handle, param, value) };
+        assert_eq!(code, 0, "libjpeg-turbo knows its own parameters");
+    }
+
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    fn get(&self, param: raw::TJPARAM) -> c_int {
+        let param = c_int::try_from(param).expect("a small constant");
+        // SAFETY: a live handle and a plain value.
+        unsafe { raw::tj3Get(self.handle, param) }
+    }
+}
+
+/// Whether the file has an end-of-image marker. In compressed data no other byte pair looks so.
+fn has_end(bytes: &[u8]) -> bool {
+    let n_searched = bytes.len().min(TRAILER_BYTES_MAX);
+    bytes[bytes.len() - n_searched..].windows(2).any(|pair| pair == [0xFF, 0xD9])
+}
+
+/// A file whose header was read.
+#[derive(Debug)]
+pub(super) struct OpenJpeg<'a> {
+    jpeg: &'a mut Jpeg,
+    bytes: &'a [u8],
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) color: Color,
+    /// Size of the blocks that can be decoded alone, in pixels; `None` where parts are not: unusual
+    /// samplings, lossless files, and files without an end, of which the whole must be seen to know
+    /// whether they are cut off.
+    mcu: Option<(usize, usize)>,
+    is_lossless: bool,
+}
+
+impl OpenJpeg<'_> {
+    /// Whether the inverse DCT can give a smaller image.
+    pub(super) fn is_reducible(&self) -> bool {
+        !self.is_lossless
+    }
+
+    /// Decodes at least `wanted`, a part of the image reduced to 1/`reduce` (1, 2, 4 or 8; sides
+    /// are rounded up), into `out` without padding; gives the part that it is.
+    ///
+    /// # Errors
+    /// The file is damaged or cut off.
+    ///
+    /// # Panics
+    /// `wanted` is not in the reduced image.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn decode_part(
+        &mut self,
+        wanted: Part,
+        reduce: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Part, DecodeError> {
+        let part = self.decodable(wanted, reduce);
+        let handle = self.jpeg.handle;
+        let int = |value: usize| c_int::try_from(value).expect("image sides fit C's int");
+        let scale = raw::tjscalingfactor { num: 1, denom: int(reduce) };
+        let none = raw::tjregion { x: 0, y: 0, w: 0, h: 0 };
+        let (w, h) = (int(part.width), int(part.height));
+        let region = raw::tjregion { x: int(part.x), y: int(part.y), w, h };
+        // The last image's region must not be checked against this one's scale.
+        // SAFETY: plain values to a live handle; C checks the region against the header that was
+        // read last, which is that of `bytes`: self alone can use the handle as long as it lives.
+        let is_set = unsafe {
+            raw::tj3SetCroppingRegion(handle, none) == 0
+                && raw::tj3SetScalingFactor(handle, scale) == 0
+                && raw::tj3SetCroppingRegion(handle, region) == 0
+        };
+        if !is_set {
+            return Err(DecodeError::damaged(self.jpeg.message()));
+        }
+        let pitch = part.width * self.color.channels();
+        out.resize(pitch * part.height, 0);
+        // SAFETY: the handle is alive; `bytes` is a live slice that C only reads. C writes
+        // `part.height` rows of `part.width` pixels, which is what the region says and C has
+        // checked, each `pitch` bytes after the one before: exactly `out`'s length. It parses the
+        // same, unchanged bytes for it as `open` did.
+        let code = unsafe {
+            raw::tj3Decompress8(
+                handle,
+                self.bytes.as_ptr(),
+                self.bytes.len() as raw::size_t,
+                out.as_mut_ptr(),
+                int(pitch),
+                self.color.pixel_format(),
+            )
+        };
+        if code == 0 {
+            return Ok(part);
+        }
+        let message = self.jpeg.message();
+        if self.jpeg.is_warning() && (has_end(self.bytes) || !self.is_cut_off(&message)) {
+            return Ok(part); // Pillow goes on, too.
+        }
+        Err(DecodeError::damaged(message))
+    }
+
+    /// Whether a file without an end lacks more than that, by the last warning: "Premature end of
+    /// JPEG file" alone comes when the end is looked for after the last row.
+    fn is_cut_off(&self, message: &str) -> bool {
+        let is_progressive = self.jpeg.get(raw::TJPARAM_TJPARAM_PROGRESSIVE) != 0;
+        is_progressive || !message.contains("Premature end of JPEG file")
+    }
+
+    /// The smallest part that can be decoded alone and holds `wanted` exactly: from a whole block
+    /// on, and one block more at each inner edge, where upsampling looks at neighbours.
+    fn decodable(&self, wanted: Part, reduce: usize) -> Part {
+        let span = |start: usize, len: usize, mcu: Option<usize>, side: usize| {
+            assert!(start + len <= side, "the part is in the image");
+            let Some(block) = mcu.map(|mcu| mcu / reduce) else { return (0, side) };
+            let first = (start / block).saturating_sub(1) * block;
+            let end = (((start + len).div_ceil(block) + 1) * block).min(side);
+            (first, end - first)
+        };
+        let (width, height) = (self.width.div_ceil(reduce), self.height.div_ceil(reduce));
+        let (mcu_width, mcu_height) = self.mcu.unzip();
+        let (x, part_width) = span(wanted.x, wanted.width, mcu_width, width);
+        let (y, part_height) = span(wanted.y, wanted.height, mcu_height, height);
+        Part { x, y, width: part_width, height: part_height }
+    }
+}
+
+impl Drop for Jpeg {
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    fn drop(&mut self) {
+        // SAFETY: made by tj3Init, destroyed once.
+        unsafe { raw::tj3Destroy(self.handle) };
+    }
+}
