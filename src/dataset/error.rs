@@ -171,6 +171,14 @@ pub enum DatasetError {
         /// What is wrong.
         what: String,
     },
+    /// A file of Hugging Face `datasets` that cannot be read.
+    #[error("{path}: not what `datasets` writes of images and classes: {what}")]
+    Hf {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
     /// A file cannot be written.
     #[error("cannot write {path}: {source}; {cure}", cure = write_cure(source))]
     Write {

@@ -8,7 +8,7 @@
 //! truncated, so a map made here stays valid while other processes pack or unpack.
 //!
 //! *Formats*: packed Arrow IPC files, IDX (also `.gz`), CIFAR-10 and CIFAR-100 binary, folders of
-//! class folders of image files.
+//! class folders of image files, WebDataset shards, Hugging Face `datasets` folders.
 
 mod arrow;
 mod arrow_schema;
@@ -17,11 +17,14 @@ mod digest;
 mod error;
 mod folder;
 mod gz;
+mod huggingface;
 mod idx;
 mod map;
 mod open;
 mod pack;
+mod tar;
 mod verify;
+mod webdataset;
 
 use std::fmt;
 

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use super::arrow::{self, ArrowSplit};
 use super::cifar::{self, CifarSplit};
 use super::folder::{FolderSplit, has_class_folders};
+use super::huggingface::{self, HfFiles, HfSplit};
 use super::idx::{self, IdxSplit};
-use super::{DatasetError, Split};
+use super::webdataset::{self, WebSplit};
+use super::{DatasetError, Split, tar};
 use crate::limits;
 
 /// Splits that have usual names, in the order in which they are listed.
@@ -32,6 +34,8 @@ pub fn open_split(
         Found::Arrow(file) => Arc::new(ArrowSplit::open(&file)?),
         Found::Idx(images) => Arc::new(IdxSplit::open(&images, cache_dir)?),
         Found::Cifar(files) => Arc::new(CifarSplit::open(&files)?),
+        Found::Hf(files) => Arc::new(HfSplit::open(&files)?),
+        Found::Web(shards) => Arc::new(WebSplit::open(&shards)?),
         Found::Folder(root) => Arc::new(FolderSplit::open(&root, cache_dir)?),
     })
 }
@@ -59,7 +63,7 @@ pub(super) fn open_for_verify(
 pub fn list_splits(path: &Path) -> Result<Vec<String>, DatasetError> {
     if is_folder(path)? {
         let mut splits = splits_of_folder(path)?;
-        if splits.is_empty() && has_class_folders(path) {
+        if splits.is_empty() && whole_folder(path)?.is_some() {
             splits.push("train".to_owned());
         }
         if splits.is_empty() {
@@ -73,6 +77,9 @@ pub fn list_splits(path: &Path) -> Result<Vec<String>, DatasetError> {
     let split = match (cifar::split_of(name), stem) {
         (Some(split), _) => split,
         (None, Some(stem)) => stem,
+        (None, None) if webdataset::is_tar_name(name) => {
+            webdataset::split_of(name).unwrap_or("train")
+        }
         (None, None) if name.contains("t10k") || name.contains("test") => "test",
         (None, None) => "train",
     };
@@ -100,6 +107,9 @@ enum Found {
     /// The images file.
     Idx(PathBuf),
     Cifar(cifar::Files),
+    Hf(HfFiles),
+    /// Tar archives.
+    Web(Vec<PathBuf>),
     /// A folder of class folders.
     Folder(PathBuf),
 }
@@ -111,9 +121,9 @@ fn locate(path: &Path, split: &str) -> Result<Found, DatasetError> {
     }
     match locate_in_folder(path, split)? {
         Some(found) => Ok(found),
-        // Class folders and no splits: the path is the split, whatever it is used as.
-        None if splits_of_folder(path)?.is_empty() && has_class_folders(path) => {
-            Ok(Found::Folder(path.to_owned()))
+        // A folder of one split that has no name of its own is whatever it is used as.
+        None if !has_named_splits(path)? => {
+            whole_folder(path)?.ok_or_else(|| no_split(path, split))
         }
         None => Err(no_split(path, split)),
     }
@@ -143,8 +153,31 @@ fn locate_in_folder(folder: &Path, split: &str) -> Result<Option<Found>, Dataset
     if let Some(files) = cifar::find_in_folder(folder, split)? {
         return Ok(Some(Found::Cifar(files)));
     }
+    if let Some(files) = huggingface::find_in_folder(folder, split)? {
+        return Ok(Some(Found::Hf(files)));
+    }
+    let shards = webdataset::shards_in_folder(folder, split);
+    if !shards.is_empty() {
+        return Ok(Some(Found::Web(shards)));
+    }
     let of_split = folder.join(split);
-    Ok(has_class_folders(&of_split).then_some(Found::Folder(of_split)))
+    if let Some(found) = whole_folder(&of_split)? {
+        return Ok(Some(found));
+    }
+    Ok(None)
+}
+
+/// A folder that is one split, whatever it is used as: class folders, shards of one split, or what
+/// `save_to_disk` wrote of one.
+fn whole_folder(folder: &Path) -> Result<Option<Found>, DatasetError> {
+    if let Some(files) = huggingface::find_whole(folder)? {
+        return Ok(Some(Found::Hf(files)));
+    }
+    let shards = webdataset::whole_folder(folder);
+    if !shards.is_empty() {
+        return Ok(Some(Found::Web(shards)));
+    }
+    Ok(has_class_folders(folder).then(|| Found::Folder(folder.to_owned())))
 }
 
 fn locate_file(path: &Path) -> Result<Found, DatasetError> {
@@ -160,6 +193,9 @@ fn locate_file(path: &Path) -> Result<Found, DatasetError> {
     let is_gz = first.starts_with(&[0x1f, 0x8b]);
     if is_gz || first.starts_with(&[0, 0, 8]) || name.contains("idx") {
         return Ok(Found::Idx(path.to_owned()));
+    }
+    if webdataset::is_tar_name(name) || tar::is_tar(&first) {
+        return Ok(Found::Web(vec![path.to_owned()]));
     }
     let extension = path.extension().and_then(|extension| extension.to_str());
     if extension == Some("arrow") {
@@ -213,6 +249,11 @@ fn no_split(folder: &Path, split: &str) -> DatasetError {
     }
 }
 
+/// Whether the folder's files or sub-folders say which split they are.
+fn has_named_splits(folder: &Path) -> Result<bool, DatasetError> {
+    Ok(!splits_of_folder(folder)?.is_empty())
+}
+
 /// The splits in a folder: those that have files by their usual names, and all packed ones.
 fn splits_of_folder(folder: &Path) -> Result<Vec<String>, DatasetError> {
     let fail = |cause| DatasetError::io(folder, cause);
@@ -222,13 +263,15 @@ fn splits_of_folder(folder: &Path) -> Result<Vec<String>, DatasetError> {
             splits.push(split.to_owned());
         }
     }
-    let mut packed = Vec::new();
+    let mut packed: Vec<String> = huggingface::splits_in_folder(folder);
+    packed.retain(|split| !splits.contains(split));
     for entry in fs::read_dir(folder).map_err(fail)? {
         let name = entry.map_err(fail)?.file_name();
         let stem = name.to_str().and_then(|name| name.strip_suffix(".arrow"));
         if let Some(stem) = stem
             && check_split_name(stem).is_ok()
-            && !splits.iter().any(|split| split == stem)
+            && !splits.iter().chain(&packed).any(|split| split == stem)
+            && !folder.join("dataset_info.json").exists()
         {
             packed.push(stem.to_owned());
         }
