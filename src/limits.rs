@@ -53,6 +53,9 @@ pub const IMAGE_PIXELS_DEFAULT: u64 = 178_956_970;
 /// Most bytes of one encoded image.
 pub const ENCODED_BYTES_MAX: u64 = 1 << 30;
 
+/// Most samples that are listed as bad, of one split.
+pub const QUARANTINE_LINES_MAX: usize = 1_000_000;
+
 /// Most room for decoded images that streams share, in MiB.
 pub const SHARED_MIB_MAX: u64 = 1 << 20;
 

@@ -25,6 +25,8 @@ pub enum Purpose {
     GateOrder = 6,
     /// Which samples of a class the search takes, and into which fold.
     FoldOrder = 7,
+    /// Which sample comes in the place of one that cannot be read.
+    Substitute = 8,
     /// Points that the policy search proposes; the "epoch" is the place in the space, the "sample"
     /// the trial.
     Proposal = 16,

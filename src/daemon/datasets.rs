@@ -65,8 +65,13 @@ impl Datasets {
         names
     }
 
-    /// A split by name.
+    /// A split's data by name.
     pub(super) fn find(&self, dataset: &str, split: &str) -> Result<Arc<dyn Split>, Refusal> {
+        self.find_opened(dataset, split).map(|opened| Arc::clone(&opened.data))
+    }
+
+    /// A split by name.
+    pub(super) fn find_opened(&self, dataset: &str, split: &str) -> Result<&OpenedSplit, Refusal> {
         let of_dataset: Vec<&OpenedSplit> =
             self.0.iter().filter(|opened| opened.dataset == dataset).collect();
         if of_dataset.is_empty() {
@@ -77,7 +82,7 @@ impl Datasets {
                 .with_hint("datasets are listed in the daemon's configuration"));
         }
         let found = of_dataset.iter().find(|opened| opened.split == split);
-        found.map(|opened| Arc::clone(&opened.data)).ok_or_else(|| {
+        found.copied().ok_or_else(|| {
             let names: Vec<&str> = of_dataset.iter().map(|opened| opened.split.as_str()).collect();
             let message = format!(
                 "dataset '{dataset}' has no split '{split}'; {}",

@@ -25,6 +25,7 @@ use crate::transport::server::{ServerHandle, ServerReport, SessionReport};
 use super::datasets::{Datasets, OpenedSplit};
 use super::metrics::{Evaluation, Fall, Metrics};
 use super::provider::search_version;
+use super::quarantine::Quarantine;
 use super::search_report;
 use super::searcher::Searcher;
 
@@ -48,6 +49,7 @@ pub(super) struct DaemonHandler {
     pub(super) store: Arc<PolicyStore>,
     pub(super) server: ServerHandle,
     pub(super) counters: Arc<WorkerCounters>,
+    pub(super) quarantine: Arc<Quarantine>,
     pub(super) searcher: Arc<Searcher>,
     pub(super) metrics: Metrics,
     /// Take back versions of the search that make a run's metric fall.
@@ -116,6 +118,9 @@ impl DaemonHandler {
             ("pipeline_samples".to_owned(), load(&self.counters.samples)),
             ("pipeline_busy_ns".to_owned(), load(&self.counters.busy_ns)),
             ("pipeline_panics".to_owned(), load(&self.counters.panics)),
+            ("samples_substituted".to_owned(), load(&self.counters.substituted)),
+            ("samples_skipped".to_owned(), load(&self.counters.skipped)),
+            ("samples_bad".to_owned(), self.quarantine.n_bad()),
         ]);
         counters.extend(search_counters(&search));
         Ok(StatusReport {

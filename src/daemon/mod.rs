@@ -9,6 +9,7 @@ mod idle_watch;
 mod logging;
 mod metrics;
 mod provider;
+mod quarantine;
 mod runtime_dir;
 mod search_process;
 mod search_report;

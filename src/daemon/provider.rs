@@ -22,6 +22,7 @@ use crate::transport::provider::{EpochPolicy, OpenedStream, Run, StreamProvider}
 use crate::transport::wire::{ErrorCode, Refusal, StreamRequest};
 
 use super::datasets::Datasets;
+use super::quarantine::Quarantine;
 use super::switching::{ActiveNow, SwitchRules, decide};
 
 /// `source` in the evidence of the versions that the search publishes.
@@ -33,6 +34,8 @@ pub(super) struct Provider {
     pub(super) defaults: Recipe,
     /// Encoded images beyond them are refused.
     pub(super) limits: DecodeLimits,
+    /// Samples that cannot be read.
+    pub(super) quarantine: Arc<Quarantine>,
     /// Decoded images that streams share.
     pub(super) decoded: Arc<DecodedWindow>,
     pub(super) store: Arc<PolicyStore>,
@@ -47,7 +50,8 @@ pub(super) struct Provider {
 
 impl StreamProvider for Provider {
     fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal> {
-        let split = self.datasets.find(&request.dataset, &request.split)?;
+        let opened = self.datasets.find_opened(&request.dataset, &request.split)?;
+        let split = Arc::clone(&opened.data);
         let recipe = self.recipe(&request.recipe_json)?;
         let compiled = CompiledRecipe::new(&recipe, split.info(), self.limits);
         let compiled = compiled.map_err(refuse_recipe)?;
@@ -69,6 +73,8 @@ impl StreamProvider for Provider {
                 seed: request.seed,
                 shuffle: request.shuffle,
                 decoded,
+                on_error: recipe.on_error,
+                bad_samples: Some(self.quarantine.of(opened)),
             }),
             policy_reference: recipe.policy,
             total_epochs: recipe.total_epochs,

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, IdlePolicy, SearchDevice};
 use crate::control::{ControlServer, ServerOptions};
+use crate::idle::demand::DemandBoard;
 use crate::pipeline::shared::DecodedWindow;
 use crate::policy::{EpochPins, PolicyStore};
 use crate::transport::server::{ServerConfig, ServerHandle, StreamServer};
@@ -18,6 +19,7 @@ use super::datasets::Datasets;
 use super::handler::{DaemonFacts, DaemonHandler};
 use super::metrics::Metrics;
 use super::provider::Provider;
+use super::quarantine::Quarantine;
 use super::runtime_dir::RuntimeLock;
 use super::searcher::{Backoff, IdleOptions, Searcher, SearcherOptions, StartWhen, WorkerCommand};
 use super::switching::SwitchRules;
@@ -52,17 +54,8 @@ pub(super) fn serve(
     check_default_policy(config, &datasets, &store)?;
     let n_threads = config.workers.n_threads();
     let idle = IdleOptions::new(config.idle.clone(), config.search.threads, config.search.device)?;
-    let provider = Arc::new(Provider {
-        datasets: datasets.clone(),
-        defaults: config.stream.defaults.clone(),
-        limits: config.images.limits(),
-        decoded: DecodedWindow::new(config.images.shared_bytes()),
-        store: Arc::clone(&store),
-        pins,
-        demand: idle.board(),
-        rules: switch_rules(config),
-        prepared: Mutex::default(),
-    });
+    let quarantine = Arc::new(Quarantine::new(places.state_dir.join("quarantine")));
+    let provider = provider(config, &datasets, &store, pins, idle.board(), &quarantine);
     let tcp_token = tcp_token(config, places)?;
     let server = StreamServer::start(ServerConfig {
         hello_path: &places.runtime.hello_socket(),
@@ -88,6 +81,7 @@ pub(super) fn serve(
         store,
         server: server.handle(),
         counters,
+        quarantine,
         searcher: Arc::clone(&searcher),
         metrics: Metrics::default(),
         auto_rollback: config.search.auto_rollback,
@@ -104,6 +98,28 @@ pub(super) fn serve(
     }
     info!("stopped");
     Ok(())
+}
+
+fn provider(
+    config: &Config,
+    datasets: &Datasets,
+    store: &Arc<PolicyStore>,
+    pins: EpochPins,
+    demand: Arc<DemandBoard>,
+    quarantine: &Arc<Quarantine>,
+) -> Arc<Provider> {
+    Arc::new(Provider {
+        datasets: datasets.clone(),
+        defaults: config.stream.defaults.clone(),
+        limits: config.images.limits(),
+        quarantine: Arc::clone(quarantine),
+        decoded: DecodedWindow::new(config.images.shared_bytes()),
+        store: Arc::clone(store),
+        pins,
+        demand,
+        rules: switch_rules(config),
+        prepared: Mutex::default(),
+    })
 }
 
 /// A default policy that means nothing for a dataset is refused at the start.

@@ -6,11 +6,13 @@
 //! **Invariant**: a sample's bytes depend on (dataset, recipe, seed, epoch, sample, policy) alone;
 //! nothing here reads a clock, a thread id or a shared generator.
 
+pub mod gaps;
 pub mod load;
 pub mod order;
 mod place;
 pub mod plan;
 pub mod recipe;
 pub mod render;
+pub mod sample;
 pub mod shared;
 pub mod workers;

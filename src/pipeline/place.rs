@@ -207,8 +207,8 @@ mod tests {
             log_ratio_sum += (width / height).ln();
             assert!((0.7..1.4).contains(&(width / height)), "{area:?}");
         }
-        // Areas near 1 do not fit at every aspect, and are drawn again: 0.478 rather than 0.54, as a
-        // simulation of torchvision's loop gives.
+        // Areas near 1 do not fit at every aspect, and are drawn again: 0.478 rather than 0.54, as
+        // a simulation of torchvision's loop gives.
         let mean_area = area_sum / f64::from(n);
         assert!((0.472..0.484).contains(&mean_area), "{mean_area}");
         assert!((log_ratio_sum / f64::from(n)).abs() < 0.01);

@@ -24,6 +24,9 @@ pub struct Recipe {
     /// Whether encoded images are turned as their EXIF orientation says.
     #[serde(skip_serializing_if = "is_default")]
     pub exif: Exif,
+    /// What happens with a sample that cannot be read.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_error: OnError,
     /// 1 (gray) or 3 (RGB); `None`: 3 for encoded images, else as many as the dataset has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<u32>,
@@ -55,6 +58,7 @@ impl Default for Recipe {
             crop: Crop::None,
             decode: Decode::default(),
             exif: Exif::default(),
+            on_error: OnError::default(),
             channels: None,
             hflip: false,
             policy: "active".to_owned(),
@@ -133,6 +137,20 @@ pub enum Exif {
     Apply,
     /// They are not.
     Ignore,
+}
+
+/// What happens with a sample that cannot be read: a damaged image, or one too small for the crop.
+/// A file that is gone or has changed, or a disk that fails, ends the stream in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// The stream ends with an error that names it.
+    #[default]
+    Fail,
+    /// Another sample comes in its place, image and label; `indices` says the place.
+    Substitute,
+    /// It is left out: its batch is smaller.
+    Skip,
 }
 
 /// `((x / 255) − mean) / std`, per channel.

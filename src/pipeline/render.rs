@@ -1,7 +1,8 @@
 //! One sample into its place in a batch: load, flip, policy, cutout, normalise and convert.
 //!
-//! Owns the compiled recipe; `load` gives the pixels to begin with. The last step is one table look-up per byte that normalises, converts
-//! and reorders at once, straight into the memory of the batch.
+//! Owns the compiled recipe; `load` gives the pixels to begin with. The last step is one table
+//! look-up per byte that normalises, converts and reorders at once, straight into the memory of the
+//! batch.
 
 use half::{bf16, f16};
 

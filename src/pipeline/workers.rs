@@ -16,14 +16,15 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::augment::PreparedPolicy;
-use crate::dataset::{Content, Split};
-use crate::image::decode::Decoder;
+use crate::dataset::Split;
 use crate::limits::CHUNK_QUEUE_MAX;
 
-use super::load::{LoadError, Source};
+use super::gaps::{Part, close_gaps, skipped_mark};
 use super::order::EpochOrder;
-use super::render::{CompiledRecipe, RenderScratch, SampleKey, write_label};
-use super::shared::{Membership, SharedImage};
+use super::recipe::OnError;
+use super::render::{CompiledRecipe, SampleKey};
+use super::sample::{BadSamples, Made, SampleScratch, make_sample};
+use super::shared::Membership;
 
 /// A chunk is about this many bytes of pixels: large against the cost of a queue operation, small
 /// enough that the last chunk of a batch does not keep the batch waiting.
@@ -42,6 +43,10 @@ pub struct StreamSpec {
     pub shuffle: bool,
     /// The stream's part in the window of decoded images; `None` where nothing is decoded.
     pub decoded: Option<Membership>,
+    /// What happens with a sample that cannot be read.
+    pub on_error: OnError,
+    /// Who is told of it.
+    pub bad_samples: Option<Arc<dyn BadSamples>>,
 }
 
 /// Memory for one batch. The three parts are as long as the batch needs, no longer.
@@ -105,6 +110,10 @@ pub struct WorkerCounters {
     pub busy_ns: AtomicU64,
     /// Chunks whose code panicked.
     pub panics: AtomicU64,
+    /// Samples in whose place another one came.
+    pub substituted: AtomicU64,
+    /// Samples that were left out.
+    pub skipped: AtomicU64,
 }
 
 /// What the chunks of a job share. Dropping the last reference reports the job: nothing can touch
@@ -112,12 +121,17 @@ pub struct WorkerCounters {
 struct SharedJob {
     job: BatchJob,
     error: Mutex<Option<String>>,
+    /// The finished parts of a batch that may have gaps.
+    parts: Mutex<Vec<Part>>,
     keep_alive: Option<Arc<dyn Any + Send + Sync>>,
     reporter: Arc<Reporter>,
 }
 
 impl Drop for SharedJob {
     fn drop(&mut self) {
+        let shape = self.job.spec.recipe.shape();
+        let parts = self.parts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        close_gaps(&mut std::mem::take(parts), shape.pixel_bytes(), shape.label_bytes());
         self.keep_alive = None;
         let error = self.error.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // Without a receiver the pool is going away, and nobody wants to know.
@@ -197,6 +211,7 @@ impl WorkerPool {
         let shared = Arc::new(SharedJob {
             job,
             error: Mutex::new(None),
+            parts: Mutex::default(),
             keep_alive: Some(output.keep_alive),
             reporter: Arc::clone(&self.reporter),
         });
@@ -253,17 +268,18 @@ impl Drop for WorkerPool {
 }
 
 fn work(chunks: &Receiver<Chunk>, counters: &WorkerCounters) {
-    let mut scratch = WorkerScratch::default();
+    let mut scratch = SampleScratch::default();
     while let Ok(mut chunk) = chunks.recv() {
         let started = std::time::Instant::now();
         let n_samples = (chunk.indices.len() / size_of::<i64>()) as u64;
-        let result = catch_unwind(AssertUnwindSafe(|| render_chunk(&mut chunk, &mut scratch)));
+        let result =
+            catch_unwind(AssertUnwindSafe(|| render_chunk(&mut chunk, &mut scratch, counters)));
         let error = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error),
             Err(panic) => {
                 counters.panics.fetch_add(1, Ordering::Relaxed);
-                scratch = WorkerScratch::default();
+                scratch = SampleScratch::default();
                 Some(format!("a worker panicked: {}", panic_text(panic.as_ref())))
             }
         };
@@ -273,19 +289,19 @@ fn work(chunks: &Receiver<Chunk>, counters: &WorkerCounters) {
         if let Some(error) = error {
             let mut first = chunk.shared.error.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(error);
+        } else if chunk.shared.job.spec.on_error == OnError::Skip {
+            let Chunk { shared, first_position, pixels, labels, indices } = chunk;
+            let part = Part { first_position, pixels, labels, indices };
+            shared.parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
         }
     }
 }
 
-/// What a worker keeps from sample to sample.
-#[derive(Debug, Default)]
-struct WorkerScratch {
-    render: RenderScratch,
-    decoder: Decoder,
-    file: Vec<u8>,
-}
-
-fn render_chunk(chunk: &mut Chunk, scratch: &mut WorkerScratch) -> Result<(), String> {
+fn render_chunk(
+    chunk: &mut Chunk,
+    scratch: &mut SampleScratch,
+    counters: &WorkerCounters,
+) -> Result<(), String> {
     let job = &chunk.shared.job;
     let spec = &job.spec;
     let shape = spec.recipe.shape();
@@ -297,74 +313,22 @@ fn render_chunk(chunk: &mut Chunk, scratch: &mut WorkerScratch) -> Result<(), St
     for (position, ((pixels, label), index)) in (chunk.first_position..).zip(places) {
         let sample_idx = job.order.sample_at(position);
         let key = SampleKey { seed: spec.seed, epoch: job.epoch, sample_idx };
-        render_sample(spec, &job.policy, key, scratch, pixels, label)?;
-        index.copy_from_slice(&sample_idx.to_ne_bytes());
+        let made = make_sample(spec, &job.policy, key, scratch, pixels, label)?;
+        let in_order = i64::try_from(sample_idx).expect("limits::SAMPLES_MAX fits i64");
+        let mark = match made {
+            Made::Own => in_order,
+            Made::Substituted => {
+                counters.substituted.fetch_add(1, Ordering::Relaxed);
+                in_order
+            }
+            Made::Skipped => {
+                counters.skipped.fetch_add(1, Ordering::Relaxed);
+                skipped_mark(in_order)
+            }
+        };
+        index.copy_from_slice(&mark.to_ne_bytes());
     }
     Ok(())
-}
-
-fn render_sample(
-    spec: &StreamSpec,
-    policy: &PreparedPolicy,
-    key: SampleKey,
-    scratch: &mut WorkerScratch,
-    pixels: &mut [u8],
-    label: &mut [u8],
-) -> Result<(), String> {
-    let WorkerScratch { render, decoder, file } = scratch;
-    let sample_idx = key.sample_idx;
-    let named = |error: LoadError| format!("{}: {error}", spec.split.sample_name(sample_idx));
-    let recipe = &spec.recipe;
-    if let Some(decoded) = &spec.decoded
-        && let Some(image) = decoded.get(sample_idx)
-        && recipe.can_share(&image, key)
-    {
-        write_label(spec.split.label(sample_idx).map_err(|error| error.to_string())?, label);
-        let result = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
-        decoded.give_back(image);
-        return result.map_err(named);
-    }
-    let sample = spec.split.sample(sample_idx, file).map_err(|error| error.to_string())?;
-    write_label(sample.label, label);
-    let shared = match (sample.content, &spec.decoded) {
-        (Content::Encoded(bytes), Some(decoded)) if decoded.n_members() > 1 => {
-            decode_for_all(bytes, decoded, recipe, key, decoder).map_err(named)?
-        }
-        _ => None,
-    };
-    let Some(image) = shared else {
-        return recipe.render(&sample, policy, key, render, pixels).map_err(named);
-    };
-    if let Some(decoded) = &spec.decoded {
-        decoded.put(sample_idx, std::sync::Arc::clone(&image));
-        let result = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
-        decoded.give_back(image);
-        result.map_err(named)?;
-    }
-    Ok(())
-}
-
-/// Decodes a whole image for all streams that want it; `None` where this one is better off alone.
-fn decode_for_all(
-    bytes: &[u8],
-    decoded: &Membership,
-    recipe: &CompiledRecipe,
-    key: SampleKey,
-    decoder: &mut Decoder,
-) -> Result<Option<Arc<SharedImage>>, LoadError> {
-    let mut opened = decoder.open(bytes, recipe.decode_options())?;
-    let (width, height) = opened.size();
-    let n_others = decoded.n_members() - 1;
-    let is_reducible = opened.is_reducible();
-    if !decoded.is_worthwhile(width * height)
-        || !recipe.should_share((width, height), is_reducible, n_others, key)
-    {
-        return Ok(None);
-    }
-    let mut shared = decoded.spare();
-    shared.is_reducible = is_reducible;
-    opened.decode(&mut shared.image)?;
-    Ok(Some(Arc::new(shared)))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

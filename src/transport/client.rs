@@ -79,6 +79,8 @@ pub enum ClientEvent {
 pub struct ClientBatch {
     /// What it is.
     pub descriptor: BatchDescriptor,
+    /// Samples that it has: those of the descriptor without the skipped ones.
+    n_samples: usize,
     memory: Arc<Memory>,
     begin: usize,
     labels_offset: usize,
@@ -262,8 +264,9 @@ impl StreamClient {
             WireLabels::Vector { len } => len as usize * 4,
         };
         let slot_bytes = to_usize(welcome.slot_bytes);
-        let batch = ClientBatch {
+        let mut batch = ClientBatch {
             descriptor,
+            n_samples: 0,
             memory: Arc::clone(&self.memory),
             begin: match descriptor.window_slot {
                 0 => descriptor.slot as usize * slot_bytes,
@@ -288,6 +291,9 @@ impl StreamClient {
                 WireError::Malformed(format!("a batch outside its slab: {descriptor:?}")).into()
             );
         }
+        batch.n_samples = n;
+        let n_skipped = batch.raw_indices().filter(|index| *index < 0).count();
+        batch.n_samples = n - n_skipped;
         Ok(batch)
     }
 }
@@ -312,8 +318,16 @@ impl ClientBatch {
 
     /// Sample indices.
     pub fn indices(&self) -> Vec<u64> {
-        let bytes = self.part(self.indices_offset, 8).chunks_exact(8);
-        bytes.map(|b| u64::from_ne_bytes(b.try_into().expect("8 bytes"))).collect()
+        self.raw_indices().filter_map(|index| u64::try_from(index).ok()).collect()
+    }
+
+    /// The batch's places, without those at its end that were skipped.
+    fn raw_indices(&self) -> impl Iterator<Item = i64> + '_ {
+        self.part(self.indices_offset, 8)
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| i64::from_ne_bytes(*bytes))
     }
 
     /// Where its bytes are; `None` if the daemon says that they are in a window that is not there.
@@ -326,7 +340,7 @@ impl ClientBatch {
 
     #[allow(unsafe_code, reason = "see the module's justification")]
     fn part(&self, offset: usize, bytes_per_sample: usize) -> &[u8] {
-        let n_bytes = self.descriptor.n_samples as usize * bytes_per_sample;
+        let n_bytes = self.n_samples * bytes_per_sample;
         let map = self.map().expect("checked when the batch came");
         // SAFETY: `StreamClient::batch` checked that all parts lie inside the map; the map lives as
         // long as `memory`; the daemon does not write to the slot while this lease lives, nobody

@@ -225,8 +225,8 @@ impl EventLoop {
                     let shared = live.session.window.as_ref().filter(|_| !is_own);
                     let slab = shared.map_or(&live.session.slab, |window| &window.slab);
                     #[allow(unsafe_code, reason = "the loan is handed to the pool whole")]
-                    // SAFETY: the pool keeps `keep_alive` in what all chunks of the job share, and
-                    // touches the slices through those chunks only.
+                    // SAFETY: the pool keeps `keep_alive` in what all chunks of the job share until
+                    // the last of them is done, and touches the slices no later.
                     let output = unsafe { slab.lend(job.tag.slot, n_samples) };
                     self.pool.submit(job, output);
                     self.jobs_in_flight += 1;

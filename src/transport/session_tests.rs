@@ -14,7 +14,7 @@ use crate::dataset::{
     Split, SplitInfo,
 };
 use crate::image::decode::DecodeLimits;
-use crate::pipeline::recipe::Recipe;
+use crate::pipeline::recipe::{OnError, Recipe};
 use crate::pipeline::render::CompiledRecipe;
 use crate::pipeline::workers::{JobTag, StreamSpec};
 
@@ -61,7 +61,15 @@ pub(super) fn session(
     let recipe = CompiledRecipe::new(&Recipe::default(), &info, DecodeLimits::default());
     let recipe = recipe.expect("fits");
     let split = Arc::new(Dots(info));
-    let spec = Arc::new(StreamSpec { split, recipe, seed: 0, shuffle: true, decoded: None });
+    let spec = Arc::new(StreamSpec {
+        split,
+        recipe,
+        seed: 0,
+        shuffle: true,
+        decoded: None,
+        on_error: OnError::Fail,
+        bad_samples: None,
+    });
     let stream = OpenedStream {
         spec,
         policy_reference: "none".to_owned(),

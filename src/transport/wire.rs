@@ -35,7 +35,8 @@
 //!
 //! *Slot layout*: pixels from byte 0, then labels at `labels_offset`, then indices (`i64` sample
 //! indices) at `indices_offset`; each part starts at a multiple of 64 bytes and is packed for
-//! `n_samples` of the batch. Class labels are `i64`; vector labels are `f32` rows.
+//! `n_samples` of the batch. Class labels are `i64`; vector labels are `f32` rows. Samples that
+//! were skipped have their places at the end, with the index `-1 - sample`: count them out.
 
 use bincode::{Decode, Encode};
 

@@ -100,7 +100,7 @@ def test_layout_dtype_and_vector_labels() -> None:
 
 
 @pytest.mark.parametrize("output", ["torch", "numpy"])
-@pytest.mark.parametrize("keep", ["images", "labels", "indices", "numpy_indices"])
+@pytest.mark.parametrize("keep", ["images", "labels", "indices", "places"])
 def test_any_slice_of_any_part_keeps_the_lease(slab_fd: int, output: str, keep: str) -> None:
     slab, releases = Slab(slab_fd, WELCOME), Releases()
     root = slab.root(1)

@@ -53,7 +53,8 @@ class Arrays(NamedTuple):
     images: Any
     labels: Any
     indices: Any
-    numpy_indices: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    """Every sample that the batch stands for; a skipped one as `-1 - index`, at the end."""
 
 
 class ArrayMaker:
@@ -82,20 +83,23 @@ class ArrayMaker:
         self._indices_offset = welcome.indices_offset
 
     def arrays(self, root: Any, n_samples: int) -> Arrays:
-        """Views of the first `n_samples` samples in `root`; with 0 samples, new empty arrays.
+        """Views of the samples in the first `n_samples` places of `root`; with 0, new empty arrays.
 
-        Images are `[n, channels, height, width]` or `[n, height, width, channels]`, labels int64
-        `[n]` or float32 `[n, len]`, indices int64 `[n]`.
+        The places of skipped samples are the last ones, and are no part of the views. Images are
+        `[n, channels, height, width]` or `[n, height, width, channels]`, labels int64 `[n]` or
+        float32 `[n, len]`, indices int64 `[n]`.
         """
+        places = np.empty(0, np.int64)
+        if n_samples > 0:
+            places = np.frombuffer(root, np.int64, n_samples, self._indices_offset)
+            if places[-1] < 0:
+                n_samples = int(np.count_nonzero(places >= 0))
         images = self._view(root, self._pixel_dtype, (n_samples, *self._image_shape), 0)
         labels = self._view(
             root, self._label_dtype, (n_samples, *self._label_shape), self._labels_offset
         )
         indices = self._view(root, self._index_dtype, (n_samples,), self._indices_offset)
-        if n_samples == 0:
-            return Arrays(images, labels, indices, np.empty(0, np.int64))
-        numpy_indices = np.frombuffer(root, np.int64, n_samples, self._indices_offset)
-        return Arrays(images, labels, indices, numpy_indices)
+        return Arrays(images, labels, indices, places)
 
     def _view(self, root: Any, dtype: Any, shape: tuple[int, ...], offset: int) -> Any:
         library = self._torch or np

@@ -25,4 +25,7 @@ class Batch(NamedTuple):
     """Reference that names exactly this policy: `NAME@VERSION`, a built-in's name, or `id:` and
     the content hash of a policy file."""
     n_global: int
-    """Samples of all ranks in this step: divide a summed loss of the last step by it."""
+    """Samples of all ranks in this step: divide a summed loss of the last step by it. Skipped ones
+    are counted."""
+    n_skipped: int = 0
+    """Samples of this rank that were left out, because they cannot be read (`on_error="skip"`)."""

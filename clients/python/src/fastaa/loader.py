@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from . import _digest, _messages, _reconnect, _request, _state
 from ._arrays import ArrayMaker
 from ._batch import Batch
@@ -351,7 +353,11 @@ class Loader:
                 stacklevel=7,
             )
         arrays = self._maker.arrays(root, descriptor.n_samples)
-        new_digest = _digest.digest_of(arrays.numpy_indices)
+        # A skipped sample was visited, too.
+        places = arrays.places
+        n_skipped = int(np.count_nonzero(places < 0))
+        visited = np.where(places < 0, -1 - places, places) if n_skipped else places
+        new_digest = _digest.digest_of(visited)
         self._n_received += 1
         position = position._replace(
             offset=descriptor.next_offset,
@@ -368,6 +374,7 @@ class Loader:
             descriptor.policy_version,
             position.policy,
             descriptor.n_global,
+            n_skipped,
         )
         if descriptor.last:
             self._complete(position)

@@ -1,0 +1,186 @@
+//! One sample of a stream: read, decode (or take from the window), render; and what is done if it
+//! cannot be.
+//!
+//! Owns the choice of a substitute: a function of (seed, epoch, sample) and of which samples can be
+//! read, so it is the same at every visit. A substitute is seen through the draws of the place that
+//! it fills. Failures that may pass (a file that is gone, a disk that fails) are no property of the
+//! sample, and end the batch whatever `on_error` says.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::augment::PreparedPolicy;
+use crate::dataset::{Content, DatasetError};
+use crate::image::decode::Decoder;
+use crate::random::{Purpose, SampleRng};
+
+use super::load::{LoadError, Source};
+use super::recipe::OnError;
+use super::render::{CompiledRecipe, RenderScratch, SampleKey, write_label};
+use super::shared::{Membership, SharedImage};
+use super::workers::StreamSpec;
+
+/// Samples that are tried in the place of one that cannot be read.
+const SUBSTITUTES_MAX: u32 = 32;
+
+/// Keeps account of samples that cannot be read.
+pub trait BadSamples: Send + Sync + fmt::Debug {
+    /// A sample could not be read; may come again for the same one, at each visit.
+    fn found(&self, sample_idx: u64, name: &str, reason: &str);
+}
+
+/// What came of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// Its own pixels and label.
+    Own,
+    /// Those of another.
+    Substituted,
+    /// Nothing.
+    Skipped,
+}
+
+/// What a worker keeps from sample to sample.
+#[derive(Debug, Default)]
+pub(super) struct SampleScratch {
+    render: RenderScratch,
+    decoder: Decoder,
+    file: Vec<u8>,
+}
+
+/// Why a sample cannot be made.
+enum Failure {
+    /// It is damaged or of the wrong size: it will be so at the next visit.
+    Bad(String),
+    /// Something else, with the whole message.
+    Other(String),
+}
+
+impl From<DatasetError> for Failure {
+    fn from(error: DatasetError) -> Self {
+        match error {
+            DatasetError::Io { .. } | DatasetError::Stale { .. } => Self::Other(error.to_string()),
+            error => Self::Bad(error.to_string()),
+        }
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Self::Bad(error.to_string())
+    }
+}
+
+/// Writes the sample of `key` into its place.
+///
+/// # Errors
+/// In words: it cannot be read, and `on_error` gives no way out.
+pub(super) fn make_sample(
+    spec: &StreamSpec,
+    policy: &PreparedPolicy,
+    key: SampleKey,
+    scratch: &mut SampleScratch,
+    pixels: &mut [u8],
+    label: &mut [u8],
+) -> Result<Made, String> {
+    let own = key.sample_idx;
+    let named = |reason: &str| format!("{}: {reason}", spec.split.sample_name(own));
+    let reason = match render(spec, own, policy, key, scratch, pixels, label) {
+        Ok(()) => return Ok(Made::Own),
+        Err(Failure::Other(message)) => return Err(message),
+        Err(Failure::Bad(reason)) => reason,
+    };
+    if let Some(bad_samples) = &spec.bad_samples {
+        bad_samples.found(own, &spec.split.sample_name(own), &reason);
+    }
+    match spec.on_error {
+        OnError::Fail => {
+            let cure =
+                "set on_error = \"substitute\" or \"skip\" in the recipe to go on without it";
+            return Err(format!("{}; {cure}", named(&reason)));
+        }
+        OnError::Skip => {
+            pixels.fill(0);
+            label.fill(0);
+            return Ok(Made::Skipped);
+        }
+        OnError::Substitute => {}
+    }
+    let mut rng = SampleRng::new(key.seed, key.epoch, own, Purpose::Substitute);
+    for _ in 0..SUBSTITUTES_MAX {
+        let other = index_below(&mut rng, spec.split.info().n_samples);
+        match render(spec, other, policy, key, scratch, pixels, label) {
+            Ok(()) => return Ok(Made::Substituted),
+            Err(Failure::Other(message)) => return Err(message),
+            Err(Failure::Bad(_)) => {}
+        }
+    }
+    Err(format!(
+        "{}; nor can any of {SUBSTITUTES_MAX} others drawn in its place be read: check the dataset",
+        named(&reason)
+    ))
+}
+
+/// Uniform in `0..n` (bias below n / 2^64).
+fn index_below(rng: &mut SampleRng, n: u64) -> u64 {
+    let word = (u64::from(rng.next_u32()) << 32) | u64::from(rng.next_u32());
+    u64::try_from((u128::from(word) * u128::from(n)) >> 64).expect("below n")
+}
+
+/// Renders the sample `sample_idx` with the draws of `key`.
+fn render(
+    spec: &StreamSpec,
+    sample_idx: u64,
+    policy: &PreparedPolicy,
+    key: SampleKey,
+    scratch: &mut SampleScratch,
+    pixels: &mut [u8],
+    label: &mut [u8],
+) -> Result<(), Failure> {
+    let SampleScratch { render, decoder, file } = scratch;
+    let recipe = &spec.recipe;
+    if let Some(decoded) = &spec.decoded
+        && let Some(image) = decoded.get(sample_idx)
+        && recipe.can_share(&image, key)
+    {
+        write_label(spec.split.label(sample_idx)?, label);
+        let rendered = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
+        decoded.give_back(image);
+        return Ok(rendered?);
+    }
+    let sample = spec.split.sample(sample_idx, file)?;
+    write_label(sample.label, label);
+    if let (Content::Encoded(bytes), Some(decoded)) = (sample.content, &spec.decoded)
+        && decoded.n_members() > 1
+        && let Some(image) = decode_for_all(bytes, decoded, recipe, key, decoder)?
+    {
+        decoded.put(sample_idx, Arc::clone(&image));
+        let rendered = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
+        decoded.give_back(image);
+        return Ok(rendered?);
+    }
+    Ok(recipe.render(&sample, policy, key, render, pixels)?)
+}
+
+/// Decodes a whole image for all streams that want it; `None` where this one is better off alone.
+fn decode_for_all(
+    bytes: &[u8],
+    decoded: &Membership,
+    recipe: &CompiledRecipe,
+    key: SampleKey,
+    decoder: &mut Decoder,
+) -> Result<Option<Arc<SharedImage>>, LoadError> {
+    let mut opened = decoder.open(bytes, recipe.decode_options())?;
+    let (width, height) = opened.size();
+    let n_others = decoded.n_members().saturating_sub(1);
+    let is_reducible = opened.is_reducible();
+    if !decoded.is_worthwhile(width * height)
+        || !recipe.should_share((width, height), is_reducible, n_others, key)
+    {
+        return Ok(None);
+    }
+    let mut shared = decoded.spare();
+    shared.is_reducible = is_reducible;
+    opened.decode(&mut shared.image)?;
+    Ok(Some(Arc::new(shared)))
+}
