@@ -165,8 +165,13 @@ impl Jpeg {
 
 /// Whether the file has an end-of-image marker. In compressed data no other byte pair looks so.
 fn has_end(bytes: &[u8]) -> bool {
+    const END: [u8; 2] = [0xFF, 0xD9];
+
+    if bytes.ends_with(&END) {
+        return true;
+    }
     let n_searched = bytes.len().min(TRAILER_BYTES_MAX);
-    bytes[bytes.len() - n_searched..].windows(2).any(|pair| pair == [0xFF, 0xD9])
+    bytes[bytes.len() - n_searched..].windows(2).any(|pair| pair == END)
 }
 
 /// A file whose header was read.
