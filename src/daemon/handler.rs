@@ -18,6 +18,7 @@ use crate::dataset::{ImageKind, LabelKind};
 use crate::limits::{NAME_BYTES_MAX, POLICY_REFERENCE_BYTES_MAX};
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::EpochPlan;
+use crate::pipeline::shared::DecodedWindow;
 use crate::pipeline::workers::WorkerCounters;
 use crate::policy::{PolicyError, PolicyStore};
 use crate::transport::server::{ServerHandle, ServerReport, SessionReport};
@@ -50,6 +51,7 @@ pub(super) struct DaemonHandler {
     pub(super) server: ServerHandle,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) quarantine: Arc<Quarantine>,
+    pub(super) decoded: Arc<DecodedWindow>,
     pub(super) searcher: Arc<Searcher>,
     pub(super) metrics: Metrics,
     /// Take back versions of the search that make a run's metric fall.
@@ -120,6 +122,8 @@ impl DaemonHandler {
             ("pipeline_panics".to_owned(), load(&self.counters.panics)),
             ("samples_substituted".to_owned(), load(&self.counters.substituted)),
             ("samples_skipped".to_owned(), load(&self.counters.skipped)),
+            ("images_decoded_for_several".to_owned(), load(&self.decoded.counters().decoded)),
+            ("images_taken_decoded".to_owned(), load(&self.decoded.counters().taken)),
             ("samples_bad".to_owned(), self.quarantine.n_bad()),
         ]);
         counters.extend(search_counters(&search));

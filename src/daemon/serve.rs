@@ -64,7 +64,7 @@ pub(super) fn serve(
         tcp_token,
         allowed_uids: config.allowed_uids.clone(),
         n_threads,
-        provider,
+        provider: Arc::clone(&provider) as _,
     })?;
     let facts = DaemonFacts {
         started,
@@ -82,6 +82,7 @@ pub(super) fn serve(
         server: server.handle(),
         counters,
         quarantine,
+        decoded: Arc::clone(&provider.decoded),
         searcher: Arc::clone(&searcher),
         metrics: Metrics::default(),
         auto_rollback: config.search.auto_rollback,

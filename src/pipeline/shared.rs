@@ -7,11 +7,18 @@
 //! not take from its own whole decode, it does not take from here (`load`).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::Image;
 use crate::image::decode::DecodeOptions;
+
+/// Images after which it is asked whether anybody took them.
+const TRIAL_IMAGES: u32 = 128;
+
+/// Samples for which streams that gain nothing from the window decode for themselves, before it is
+/// tried again: their orders differ, or they are too far apart.
+const REST_SAMPLES: u32 = 2048;
 
 /// Images whose memory is kept for the next ones.
 const SPARE_MAX: usize = 16;
@@ -37,12 +44,22 @@ struct Kind {
 pub struct DecodedWindow {
     bytes_max: usize,
     state: Mutex<State>,
+    counters: SharedCounters,
+}
+
+/// Counters of the window, since its making.
+#[derive(Debug, Default)]
+pub struct SharedCounters {
+    /// Whole images that were decoded for several streams.
+    pub decoded: AtomicU64,
+    /// Times that another stream took one of them instead of decoding for itself.
+    pub taken: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// Streams by kind.
-    members: HashMap<Kind, Arc<AtomicUsize>>,
+    members: HashMap<Kind, Arc<Members>>,
     images: HashMap<(Kind, u64), Entry>,
     /// Oldest first; entries that are gone are skipped by their number.
     order: VecDeque<((Kind, u64), u64)>,
@@ -58,27 +75,65 @@ struct Entry {
     number: u64,
 }
 
+/// The streams of one kind, and whether sharing pays for them.
+#[derive(Debug, Default)]
+struct Members {
+    n: AtomicUsize,
+    /// Images of the trial under way: put into the window, and taken from it.
+    n_put: AtomicU32,
+    n_taken: AtomicU32,
+    /// Samples until the next trial.
+    n_rest: AtomicU32,
+}
+
+impl Members {
+    /// Whether an image should be decoded for all. Counts are rough on purpose: threads race here,
+    /// and what they decide changes costs, never pixels.
+    fn should_try(&self) -> bool {
+        let n_rest = self.n_rest.load(Ordering::Relaxed);
+        if n_rest > 0 {
+            self.n_rest.store(n_rest - 1, Ordering::Relaxed);
+            return false;
+        }
+        if self.n_put.load(Ordering::Relaxed) < TRIAL_IMAGES {
+            return true;
+        }
+        let n_put = self.n_put.swap(0, Ordering::Relaxed);
+        let is_useful = self.n_taken.swap(0, Ordering::Relaxed) >= n_put / 2;
+        if !is_useful {
+            self.n_rest.store(REST_SAMPLES, Ordering::Relaxed);
+        }
+        is_useful
+    }
+}
+
 /// A stream's part in the window; ends when it is dropped.
 #[derive(Debug)]
 pub struct Membership {
     window: Arc<DecodedWindow>,
     kind: Kind,
-    n_members: Arc<AtomicUsize>,
+    members: Arc<Members>,
 }
 
 impl DecodedWindow {
     /// A window of at most `bytes_max` bytes of pixels; 0: nothing is shared.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { bytes_max, state: Mutex::default() })
+        let (state, counters) = (Mutex::default(), SharedCounters::default());
+        Arc::new(Self { bytes_max, state, counters })
     }
 
     /// Joins a stream that reads the split numbered `split`, decoded so.
     pub fn join(self: &Arc<Self>, split: usize, options: DecodeOptions) -> Membership {
         let kind = Kind { split, options };
         let mut state = self.lock();
-        let n_members = Arc::clone(state.members.entry(kind).or_default());
-        n_members.fetch_add(1, Ordering::Relaxed);
-        Membership { window: Arc::clone(self), kind, n_members }
+        let members = Arc::clone(state.members.entry(kind).or_default());
+        members.n.fetch_add(1, Ordering::Relaxed);
+        Membership { window: Arc::clone(self), kind, members }
+    }
+
+    /// What it was good for.
+    pub fn counters(&self) -> &SharedCounters {
+        &self.counters
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -89,13 +144,16 @@ impl DecodedWindow {
 impl Membership {
     /// Streams that read the same images, this one included.
     pub fn n_members(&self) -> usize {
-        self.n_members.load(Ordering::Relaxed)
+        self.members.n.load(Ordering::Relaxed)
     }
 
-    /// Whether decoding a whole image can pay: somebody else may want it, and there is room.
+    /// Whether decoding a whole image can pay: somebody else may want it, there is room, and the
+    /// last ones were taken.
     pub fn is_worthwhile(&self, n_pixels: usize) -> bool {
         let bytes = n_pixels.saturating_mul(self.kind.options.channels);
-        self.n_members() > 1 && bytes.saturating_mul(2) <= self.window.bytes_max
+        self.n_members() > 1
+            && bytes.saturating_mul(2) <= self.window.bytes_max
+            && self.members.should_try()
     }
 
     /// The sample's image, if it is in the window.
@@ -110,6 +168,8 @@ impl Membership {
         if entry.n_left == 0 {
             state.forget((self.kind, sample_idx));
         }
+        self.members.n_taken.fetch_add(1, Ordering::Relaxed);
+        self.window.counters.taken.fetch_add(1, Ordering::Relaxed);
         Some(image)
     }
 
@@ -126,6 +186,8 @@ impl Membership {
         if n_others == 0 || state.images.contains_key(&key) {
             return;
         }
+        self.members.n_put.fetch_add(1, Ordering::Relaxed);
+        self.window.counters.decoded.fetch_add(1, Ordering::Relaxed);
         state.bytes += image.image.data.len();
         let number = state.next_number;
         state.next_number += 1;
@@ -153,7 +215,7 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let left = self.n_members.fetch_sub(1, Ordering::Relaxed) - 1;
+        let left = self.members.n.fetch_sub(1, Ordering::Relaxed) - 1;
         if left > 1 {
             return;
         }
@@ -162,7 +224,7 @@ impl Drop for Membership {
         for key in keys {
             state.forget(key);
         }
-        if self.n_members.load(Ordering::Relaxed) == 0 {
+        if self.members.n.load(Ordering::Relaxed) == 0 {
             state.members.remove(&self.kind);
         }
         if state.members.is_empty() {
@@ -230,6 +292,27 @@ mod tests {
         assert_eq!(window.lock().bytes, 0);
         drop(b);
         assert!(window.lock().members.is_empty());
+    }
+
+    #[test]
+    fn images_that_nobody_takes_are_soon_decoded_by_each_alone() {
+        let window = DecodedWindow::new(1000);
+        let (a, b) = (window.join(0, OPTIONS), window.join(0, OPTIONS));
+        let mut put = |from: u64, is_taken: bool| {
+            let mut n_put = 0;
+            for sample in from..from + 5000 {
+                if a.is_worthwhile(1) {
+                    a.put(sample, image(1));
+                    n_put += 1;
+                    assert_eq!(b.get(sample + u64::from(!is_taken)).is_some(), is_taken);
+                }
+            }
+            n_put
+        };
+        assert_eq!(put(0, true), 5000);
+        assert!(put(10_000, false) < 5 * TRIAL_IMAGES);
+        // The next trial finds that it pays again.
+        assert!(put(20_000, true) > 2000);
     }
 
     #[test]
