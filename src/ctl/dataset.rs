@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::daemon::connect;
+use super::recode::{self, Recoding};
 use super::status::datasets_table;
 use super::{Context, CtlError, output};
 use crate::control::{Reply, Request};
 use crate::dataset::{
-    self, DatasetError, FingerprintCheck, ImageKind, Label, LabelKind, PackOptions, Progress,
-    Split, SplitInfo, VerifyReport,
+    self, Convert, DatasetError, Division, FingerprintCheck, ImageKind, Label, LabelKind,
+    PackOptions, Progress, Split, SplitInfo, VerifyReport,
 };
 
 /// Subcommands of `dataset`.
@@ -32,15 +34,32 @@ pub(crate) enum DatasetCommand {
 /// Arguments of `dataset pack`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArgs {
-    /// A folder of IDX or CIFAR files (may be .gz), or one such file
+    /// A folder of class folders of images, of WebDataset shards, of Hugging Face `datasets`, of IDX
+    /// (may be .gz) or CIFAR files; or one such file
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The folder to write SPLIT.arrow files to; made if it is missing
     #[arg(value_name = "DEST")]
     dest: PathBuf,
-    /// Pack only this split; may be given several times [default: all splits]
-    #[arg(long = "split", value_name = "NAME")]
+    /// Pack only this split (may be given several times), or divide the only one: 0.9 makes `train`
+    /// of nine tenths of every class, and `val` of the rest [default: all splits]
+    #[arg(long = "split", value_name = "NAME|FRACTION")]
     splits: Vec<String>,
+    /// Which samples a FRACTION takes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Shrink images whose longer side is above this, in pixels; they are encoded anew
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    max_side: Option<u32>,
+    /// Encode all images anew as JPEG of this quality [default: 90 for those that shrink]
+    #[arg(long, value_name = "1-100", value_parser = clap::value_parser!(u8).range(1..=100))]
+    quality: Option<u8>,
+    /// Store pixels instead of image files: all images must be of one size
+    #[arg(long, conflicts_with = "quality")]
+    raw: bool,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
     /// Replace files that are there already
     #[arg(long)]
     force: bool,
@@ -125,8 +144,7 @@ fn list(context: &Context) -> Result<(), CtlError> {
 }
 
 fn pack(context: &Context, args: &PackArgs) -> Result<(), CtlError> {
-    let options =
-        PackOptions { splits: args.splits.clone(), force: args.force, cache_dir: args.cache.dir() };
+    let options = pack_options(args)?;
     survive_file_size_limit()?;
     let mut bars = Bars::default();
     let packed =
@@ -153,6 +171,36 @@ fn pack(context: &Context, args: &PackArgs) -> Result<(), CtlError> {
         })
         .collect();
     output::print_json(&json!({ "splits": splits }))
+}
+
+fn pack_options(args: &PackArgs) -> Result<PackOptions, CtlError> {
+    let fraction = |text: &String| text.parse::<f64>().ok();
+    let divide = match (args.splits.iter().find_map(fraction), &args.splits[..]) {
+        (None, _) => None,
+        (Some(fraction), [_]) if fraction > 0.0 && fraction < 1.0 => {
+            Some(Division { fraction, seed: args.seed })
+        }
+        (Some(fraction), _) => {
+            return Err(CtlError::Usage {
+                message: format!(
+                    "--split {fraction}: a fraction is above 0 and below 1, and alone"
+                ),
+                hint: "give --split 0.9 once, or the names of splits".to_owned(),
+            });
+        }
+    };
+    let recoding = Recoding { max_side: args.max_side, quality: args.quality, raw: args.raw };
+    let is_asked = recoding.max_side.is_some() || recoding.quality.is_some() || recoding.raw;
+    let convert =
+        is_asked.then(|| Convert(Arc::new(move |split| recode::recoded(split, recoding))));
+    Ok(PackOptions {
+        splits: if divide.is_some() { Vec::new() } else { args.splits.clone() },
+        force: args.force,
+        cache_dir: args.cache.dir(),
+        n_threads: args.threads,
+        divide,
+        convert,
+    })
 }
 
 /// A write beyond `ulimit -f` sends SIGXFSZ, which kills without a word. With a handler, the write

@@ -12,6 +12,7 @@ mod headspace;
 mod output;
 mod policy;
 mod policy_text;
+mod recode;
 mod search;
 mod search_offline;
 mod status;

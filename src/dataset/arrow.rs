@@ -37,13 +37,22 @@ const TAIL_BYTES: usize = 10;
 const MESSAGE_PREFIX_BYTES: usize = 8;
 
 /// Where a record batch's columns begin in the map.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Batch {
     first_idx: u64,
     n_rows: u64,
-    images_at: usize,
+    images: Images,
     labels_at: usize,
     checksums_at: usize,
+}
+
+/// A column of images, in bytes of the map.
+#[derive(Clone, Debug)]
+enum Images {
+    /// All of one length.
+    Raw { at: usize },
+    /// Of any: `n_rows + 1` offsets into the data, checked when they are read.
+    Encoded { offsets_at: usize, data: Range<usize> },
 }
 
 /// A mapped packed split.
@@ -51,7 +60,6 @@ struct Batch {
 pub(super) struct ArrowSplit {
     map: Map,
     batches: Vec<Batch>,
-    shape: [usize; 3],
     info: SplitInfo,
 }
 
@@ -99,18 +107,19 @@ impl ArrowSplit {
         let blocks =
             blocks.map(|block| (block.offset(), block.metaDataLength(), block.bodyLength()));
         let batches = read_batches(&map, blocks, footer_range.start, &meta)?;
-        map.expect_samples_of(meta.image_bytes());
-        let [height, width, channels] = meta.shape;
+        if let Some(image_bytes) = meta.image_bytes() {
+            map.expect_samples_of(image_bytes);
+        }
         let info = SplitInfo {
             format: "arrow",
             n_samples: meta.n_samples,
-            images: ImageKind::Raw { height, width, channels },
+            images: meta.images,
             label_kind: meta.label_kind,
             class_names: meta.class_names,
             fingerprint: meta.fingerprint,
             mapped_bytes: map.bytes().len() as u64,
         };
-        Ok(Self { map, batches, shape: meta.shape, info })
+        Ok(Self { map, batches, info })
     }
 
     /// The batch that holds a sample, and the sample's row in it.
@@ -137,12 +146,30 @@ impl Split for ArrowSplit {
     ) -> Result<Sample<'a>, DatasetError> {
         let label = self.label(sample_idx)?;
         let (batch, row) = self.locate(sample_idx);
-        let [height, width, channels] = self.shape;
-        let image_bytes = height * width * channels;
-        let image_at = batch.images_at + row * image_bytes;
-        let pixels = Pixels::Hwc(&self.map.bytes()[image_at..image_at + image_bytes]);
-        let image = RawImage { width, height, channels, pixels };
-        Ok(Sample { content: Content::Raw(image), label })
+        let bytes = self.map.bytes();
+        let content = match (&batch.images, self.info.images) {
+            (Images::Raw { at }, ImageKind::Raw { height, width, channels }) => {
+                let image_bytes = height * width * channels;
+                let at = at + row * image_bytes;
+                let pixels = Pixels::Hwc(&bytes[at..at + image_bytes]);
+                Content::Raw(RawImage { width, height, channels, pixels })
+            }
+            (Images::Encoded { offsets_at, data }, _) => {
+                let offset = |row: usize| {
+                    let offset = i32::from_le_bytes(array_at(bytes, offsets_at + 4 * row));
+                    usize::try_from(offset).ok()?.checked_add(data.start)
+                };
+                let range = offset(row).zip(offset(row + 1));
+                let range = range.filter(|(start, end)| start <= end && *end <= data.end);
+                let (start, end) = range.ok_or_else(|| DatasetError::Arrow {
+                    path: self.map.name().to_owned(),
+                    what: format!("the offsets of sample {sample_idx} make no sense"),
+                })?;
+                Content::Encoded(&bytes[start..end])
+            }
+            _ => unreachable!("a batch is read as its split's images are"),
+        };
+        Ok(Sample { content, label })
     }
 
     fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
@@ -291,26 +318,35 @@ fn read_batch(
     };
     check_nodes(batch, n_rows, vector_len)?;
 
-    // Each column has a validity buffer, then its data; a list has only a validity buffer, and
-    // then both of its items.
+    // Each column has a validity buffer, then its data, binary ones offsets between; a list has
+    // only a validity buffer, and then both of its items.
     let buffers: Vec<_> = batch.buffers().into_iter().flatten().collect();
-    let data_buffers = if vector_len.is_some() { [1, 4, 6] } else { [1, 3, 5] };
-    if buffers.len() != data_buffers[2] + 1 {
+    let images_end = if meta.image_bytes().is_some() { 2 } else { 3 };
+    let labels = images_end + if vector_len.is_some() { 2 } else { 1 };
+    let checksums = labels + 2;
+    if buffers.len() != checksums + 1 {
         return Err(format!("it has {} buffers", buffers.len()));
     }
-    let column_at = |column: usize, name: &str, row_bytes: u64| {
-        let buffer = buffers[data_buffers[column]];
-        column_start(body, buffer.offset(), buffer.length(), n_rows.checked_mul(row_bytes))
+    let part = |buffer: usize, name: &str, needed: Option<u64>| {
+        column_range(body, buffers[buffer].offset(), buffers[buffer].length(), needed)
             .ok_or_else(|| format!("its column '{name}' does not fit into it"))
     };
-    let images_at = column_at(0, "image", meta.image_bytes() as u64)?;
-    let labels_at = column_at(1, "label", label_bytes)?;
-    let checksums_at = column_at(2, "checksum", 4)?;
+    let images = if let Some(image_bytes) = meta.image_bytes() {
+        let at = part(1, "image", n_rows.checked_mul(image_bytes as u64))?.start;
+        Images::Raw { at }
+    } else {
+        // An empty batch may leave its offsets out.
+        let n_offsets = if n_rows == 0 { 0 } else { n_rows + 1 };
+        let offsets_at = part(1, "image", n_offsets.checked_mul(4))?.start;
+        Images::Encoded { offsets_at, data: part(2, "image", Some(0))? }
+    };
+    let labels_at = part(labels, "label", n_rows.checked_mul(label_bytes))?.start;
+    let checksums_at = part(checksums, "checksum", n_rows.checked_mul(4))?.start;
     // The map begins at a page, so an offset's alignment is that of the address.
     if vector_len.is_some() && !labels_at.is_multiple_of(align_of::<f32>()) {
         return Err("its column 'label' is not aligned to 4 bytes".to_owned());
     }
-    Ok(Batch { first_idx, n_rows, images_at, labels_at, checksums_at })
+    Ok(Batch { first_idx, n_rows, images, labels_at, checksums_at })
 }
 
 /// Checks that all columns have `n_rows` values (a vector's items `vector_len` times that), and no
@@ -335,12 +371,17 @@ fn check_nodes(
     Ok(())
 }
 
-/// Where a column of `needed` bytes begins in the map, if its buffer is in `body` and holds them.
-fn column_start(body: &Range<usize>, offset: i64, len: i64, needed: Option<u64>) -> Option<usize> {
+/// A column's buffer in the map, if it is in `body` and holds `needed` bytes.
+fn column_range(
+    body: &Range<usize>,
+    offset: i64,
+    len: i64,
+    needed: Option<u64>,
+) -> Option<Range<usize>> {
     let start = body.start.checked_add(usize::try_from(offset).ok()?)?;
     let end = start.checked_add(usize::try_from(len).ok()?)?;
     let needed = usize::try_from(needed?).ok()?;
-    (end <= body.end && needed <= end - start).then_some(start)
+    (end <= body.end && needed <= end - start).then_some(start..end)
 }
 
 /// The verifier's errors go on with a trace, which is of no use to a user.
@@ -390,13 +431,13 @@ mod tests {
     #[test]
     fn columns_must_lie_in_their_body() {
         let body = 100..200;
-        assert_eq!(column_start(&body, 8, 64, Some(60)), Some(108));
-        assert_eq!(column_start(&body, 36, 64, Some(64)), Some(136));
-        assert_eq!(column_start(&body, 37, 64, Some(60)), None, "beyond the body");
-        assert_eq!(column_start(&body, 8, 59, Some(60)), None, "too short");
-        assert_eq!(column_start(&body, -1, 64, Some(60)), None);
-        assert_eq!(column_start(&body, i64::MAX, i64::MAX, Some(60)), None);
-        assert_eq!(column_start(&body, 0, 100, None), None, "overflow");
-        assert_eq!(column_start(&body, 0, 100, Some(u64::MAX)), None);
+        assert_eq!(column_range(&body, 8, 64, Some(60)).map(|range| range.start), Some(108));
+        assert_eq!(column_range(&body, 36, 64, Some(64)).map(|range| range.start), Some(136));
+        assert_eq!(column_range(&body, 37, 64, Some(60)), None, "beyond the body");
+        assert_eq!(column_range(&body, 8, 59, Some(60)), None, "too short");
+        assert_eq!(column_range(&body, -1, 64, Some(60)), None);
+        assert_eq!(column_range(&body, i64::MAX, i64::MAX, Some(60)), None);
+        assert_eq!(column_range(&body, 0, 100, None), None, "overflow");
+        assert_eq!(column_range(&body, 0, 100, Some(u64::MAX)), None);
     }
 }

@@ -3,13 +3,15 @@
 //! | column | type | content |
 //! |---|---|---|
 //! | `image` | FixedSizeBinary(h·w·c) | raw pixels, `[height, width, channels] u8` |
+//! | | Binary | image files (version 2) |
 //! | `label` | Int64, or FixedSizeList(Float32, len) | a class, or a vector |
 //! | `checksum` | UInt32 | [`super::sample_checksum`] |
 //!
 //! | metadata | content |
 //! |---|---|
-//! | `fastaa.version` | `1` |
-//! | `fastaa.shape` | `h,w,c` |
+//! | `fastaa.version` | `1`: raw pixels; `2`: image files |
+//! | `fastaa.shape` | `h,w,c` (version 1) |
+//! | `fastaa.turn` | `true` if images are to be turned by their EXIF orientation (version 2) |
 //! | `fastaa.n_samples`, `fastaa.n_classes` | counts; 0 classes if labels are vectors |
 //! | `fastaa.class_names` | JSON list of strings, may be empty |
 //! | `fastaa.fingerprint` | 32 hex digits, over shape, checksums and labels |
@@ -26,17 +28,16 @@ use arrow_ipc as ipc;
 use arrow_schema::{DataType, Field, Schema};
 
 use super::digest::FINGERPRINT_CHARS;
-use super::{DatasetError, Fingerprint, LabelKind, idx};
+use super::{DatasetError, Fingerprint, ImageKind, LabelKind, idx};
 use crate::limits;
 
-/// The version of the layout that is written and read.
-const VERSION: &str = "1";
+/// Versions of the layout that are written and read: of raw pixels, and of image files.
+const VERSIONS: [&str; 2] = ["1", "2"];
 
 /// What a packed file says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PackedMeta {
-    /// `[height, width, channels]`.
-    pub(super) shape: [usize; 3],
+    pub(super) images: ImageKind,
     pub(super) n_samples: u64,
     pub(super) label_kind: LabelKind,
     pub(super) class_names: Vec<String>,
@@ -46,9 +47,12 @@ pub(super) struct PackedMeta {
 }
 
 impl PackedMeta {
-    /// Bytes of one image.
-    pub(super) fn image_bytes(&self) -> usize {
-        self.shape.iter().product()
+    /// Bytes of one image, if all have as many.
+    pub(super) fn image_bytes(&self) -> Option<usize> {
+        match self.images {
+            ImageKind::Raw { height, width, channels } => Some(height * width * channels),
+            ImageKind::Encoded { .. } => None,
+        }
     }
 
     /// The schema to write.
@@ -56,17 +60,29 @@ impl PackedMeta {
     /// # Errors
     /// The image is too large for an Arrow column (limits.rs allows none that is).
     pub(super) fn to_schema(&self, name: &str) -> Result<Schema, DatasetError> {
-        let image_bytes = i32::try_from(self.image_bytes())
-            .map_err(|_| DatasetError::unsupported(name, "images of more than 2 GiB"))?;
+        let image_type = match self.image_bytes().map(i32::try_from) {
+            None => DataType::Binary,
+            Some(Ok(image_bytes)) => DataType::FixedSizeBinary(image_bytes),
+            Some(Err(_)) => {
+                return Err(DatasetError::unsupported(name, "images of more than 2 GiB"));
+            }
+        };
+        let (version, image_key, image_value) = match self.images {
+            ImageKind::Raw { height, width, channels } => {
+                (VERSIONS[0], "fastaa.shape", format!("{height},{width},{channels}"))
+            }
+            ImageKind::Encoded { turns_by_exif } => {
+                (VERSIONS[1], "fastaa.turn", turns_by_exif.to_string())
+            }
+        };
         let (label_type, n_classes) = match self.label_kind {
             LabelKind::Class { n_classes } => (DataType::Int64, n_classes),
             LabelKind::Vector { len } => (vector_type(len, name)?, 0),
         };
-        let [height, width, channels] = self.shape;
         let class_names = serde_json::Value::from(self.class_names.clone());
         let metadata: HashMap<String, String> = [
-            ("fastaa.version", VERSION.to_owned()),
-            ("fastaa.shape", format!("{height},{width},{channels}")),
+            ("fastaa.version", version.to_owned()),
+            (image_key, image_value),
             ("fastaa.fingerprint", self.fingerprint.0.clone()),
             ("fastaa.n_samples", self.n_samples.to_string()),
             ("fastaa.n_classes", n_classes.to_string()),
@@ -78,7 +94,7 @@ impl PackedMeta {
         .map(|(key, value)| (key.to_owned(), value))
         .collect();
         let fields = vec![
-            Field::new("image", DataType::FixedSizeBinary(image_bytes), false),
+            Field::new("image", image_type, false),
             Field::new("label", label_type, false),
             Field::new("checksum", DataType::UInt32, false),
         ];
@@ -96,15 +112,16 @@ impl PackedMeta {
         }
         let columns = Columns::read(schema).map_err(&fail)?;
         let metadata = Metadata::read(schema);
-        let meta = metadata.parse(columns.label).map_err(&fail)?;
-        idx::check_shape(meta.shape, name)?;
-        if columns.image_bytes != meta.image_bytes() {
-            return Err(fail(format!(
-                "column 'image' has {} bytes a sample, but shape {:?} needs {}",
-                columns.image_bytes,
-                meta.shape,
-                meta.image_bytes()
-            )));
+        let meta = metadata.parse(columns.label, columns.image_bytes.is_none()).map_err(&fail)?;
+        if let ImageKind::Raw { height, width, channels } = meta.images {
+            let shape = [height, width, channels];
+            idx::check_shape(shape, name)?;
+            let (has, needs) = (columns.image_bytes.unwrap_or(0), height * width * channels);
+            if has != needs {
+                return Err(fail(format!(
+                    "column 'image' has {has} bytes a sample, but shape {shape:?} needs {needs}"
+                )));
+            }
         }
         Ok(meta)
     }
@@ -131,7 +148,8 @@ pub(super) fn vector_item() -> Arc<Field> {
 /// The column types, as far as they vary.
 #[derive(Debug)]
 struct Columns {
-    image_bytes: usize,
+    /// `None`: of any number.
+    image_bytes: Option<usize>,
     label: LabelColumn,
 }
 
@@ -156,10 +174,15 @@ impl Columns {
         let [image, label, checksum] = fields[..] else {
             return Err("it has not three columns".to_owned());
         };
-        let image_bytes = image
-            .type_as_fixed_size_binary()
-            .and_then(|kind| usize::try_from(kind.byteWidth()).ok())
-            .ok_or("column 'image' is not FixedSizeBinary")?;
+        let image_bytes = match image.type_type() {
+            ipc::Type::Binary => None,
+            _ => Some(
+                image
+                    .type_as_fixed_size_binary()
+                    .and_then(|kind| usize::try_from(kind.byteWidth()).ok())
+                    .ok_or("column 'image' is neither FixedSizeBinary nor Binary")?,
+            ),
+        };
         let label = if is_int(label, 64, true) {
             LabelColumn::Class
         } else {
@@ -208,15 +231,29 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    fn parse(&self, label: LabelColumn) -> Result<PackedMeta, String> {
+    fn parse(&self, label: LabelColumn, is_encoded: bool) -> Result<PackedMeta, String> {
         let version = self.get("fastaa.version")?;
-        if version != VERSION {
+        if !VERSIONS.contains(&version) {
             let version = quoted(version);
+            let known = VERSIONS.join(" and ");
             return Err(format!(
-                "metadata 'fastaa.version' is {version}, but this program reads version \
-                 {VERSION}: pack it again, or use the program that wrote it"
+                "metadata 'fastaa.version' is {version}, but this program reads versions {known}: \
+                 pack it again, or use the program that wrote it"
             ));
         }
+        if is_encoded != (version == VERSIONS[1]) {
+            return Err(format!("column 'image' is not of the type that version {version} has"));
+        }
+        let images = if is_encoded {
+            let turn = self.get("fastaa.turn")?;
+            let turns_by_exif = turn.parse().map_err(|_| {
+                format!("metadata 'fastaa.turn' is {}, not true or false", quoted(turn))
+            })?;
+            ImageKind::Encoded { turns_by_exif }
+        } else {
+            let [height, width, channels] = self.shape()?;
+            ImageKind::Raw { height, width, channels }
+        };
         let fingerprint = self.get("fastaa.fingerprint")?;
         let is_hex = fingerprint.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if fingerprint.len() != FINGERPRINT_CHARS || !is_hex {
@@ -241,7 +278,7 @@ impl<'a> Metadata<'a> {
         })?;
         check_class_names(label_kind, &class_names)?;
         Ok(PackedMeta {
-            shape: self.shape()?,
+            images,
             n_samples,
             label_kind,
             class_names,
@@ -291,7 +328,7 @@ mod tests {
 
     fn meta() -> PackedMeta {
         PackedMeta {
-            shape: [4, 5, 3],
+            images: ImageKind::Raw { height: 4, width: 5, channels: 3 },
             n_samples: 7,
             label_kind: LabelKind::Class { n_classes: 2 },
             class_names: vec!["a \"b\"".to_owned(), "ç".to_owned()],
@@ -313,8 +350,13 @@ mod tests {
     fn what_is_written_is_read() {
         let vector =
             PackedMeta { label_kind: LabelKind::Vector { len: 2 }, n_samples: 1, ..meta() };
-        let nameless = PackedMeta { class_names: Vec::new(), shape: [1, 1, 1], ..meta() };
-        for meta in [meta(), vector, nameless] {
+        let images = ImageKind::Raw { height: 1, width: 1, channels: 1 };
+        let nameless = PackedMeta { class_names: Vec::new(), images, ..meta() };
+        let encoded = [true, false].map(|turns_by_exif| PackedMeta {
+            images: ImageKind::Encoded { turns_by_exif },
+            ..meta()
+        });
+        for meta in [meta(), vector, nameless].into_iter().chain(encoded) {
             assert_eq!(read(&meta.to_schema("f").unwrap()), Ok(meta));
         }
     }
@@ -331,7 +373,8 @@ mod tests {
             assert!(text.starts_with("f.arrow: ") && text.contains(expected), "{text}");
         };
         check("fastaa.version", None, "'fastaa.version' is missing");
-        check("fastaa.version", Some("2"), "is '2', but this program reads version 1");
+        check("fastaa.version", Some("3"), "is '3', but this program reads versions 1 and 2");
+        check("fastaa.version", Some("2"), "not of the type that version 2 has");
         check("fastaa.shape", Some("4,5"), "is '4,5', not 'h,w,c'");
         check("fastaa.shape", Some("4,5,1"), "60 bytes a sample, but shape [4, 5, 1] needs 20");
         check("fastaa.shape", Some("0,5,3"), "sides must be 1 to");
@@ -365,7 +408,7 @@ mod tests {
                 fields[at] = fields[at].clone().with_data_type(kind.clone());
             }
         };
-        check(&set(0, DataType::Binary), "'image' is not FixedSizeBinary");
+        check(&set(0, DataType::Utf8), "'image' is neither FixedSizeBinary");
         check(&set(1, DataType::Int32), "'label' is neither");
         check(&set(1, DataType::UInt64), "'label' is neither");
         let doubles = Arc::new(Field::new("item", DataType::Float64, false));

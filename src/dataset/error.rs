@@ -223,6 +223,14 @@ pub enum DatasetError {
         /// What changed.
         what: String,
     },
+    /// An image that cannot be decoded, where it must be.
+    #[error("{path}: {what}; move the file out of the dataset, or pack without converting images")]
+    BadImage {
+        /// The sample's file, or its place.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
     /// The source changed while it was read.
     #[error("{path}: changed while it was read ({what}); try again when nothing writes to it")]
     Changed {

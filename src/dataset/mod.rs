@@ -14,6 +14,7 @@ mod arrow;
 mod arrow_schema;
 mod cifar;
 mod digest;
+mod divide;
 mod error;
 mod folder;
 mod gz;
@@ -22,6 +23,7 @@ mod idx;
 mod map;
 mod open;
 mod pack;
+mod pack_passes;
 mod tar;
 mod verify;
 mod webdataset;
@@ -29,9 +31,10 @@ mod webdataset;
 use std::fmt;
 
 pub use digest::sample_checksum;
+pub use divide::Division;
 pub use error::DatasetError;
 pub use open::{list_splits, open_split};
-pub use pack::{PackOptions, PackedSplit, Progress, pack, write_split};
+pub use pack::{Convert, ConvertSplit, PackOptions, PackedSplit, Progress, pack, write_split};
 pub use verify::{BadSample, FingerprintCheck, VerifyReport, verify_split};
 
 /// Where a sample's pixels lie, without a copy.

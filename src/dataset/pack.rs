@@ -9,25 +9,13 @@
 //! lock on the folder itself, which ends with its process).
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufWriter};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::arrow_schema::{ArrowError, Schema};
-use arrow_array::{
-    ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int64Array, RecordBatch,
-    UInt32Array,
-};
-use arrow_buffer::Buffer;
-use arrow_ipc::writer::FileWriter;
-
-use super::arrow_schema::{self, PackedMeta};
-use super::digest::{self, ContentHasher};
-use super::{DatasetError, Fingerprint, ImageKind, Label, LabelKind, Sample, Split, idx, open};
-
-/// Record batches are about this large, in bytes: few enough for a small footer, small enough to
-/// be built in memory.
-const BATCH_BYTES: usize = 32 * 1024 * 1024;
+use super::divide::Division;
+use super::pack_passes::{Origin, first_pass, second_pass};
+use super::{DatasetError, Fingerprint, LabelKind, Split, open};
 
 /// Samples between two reports of progress.
 const PROGRESS_STEP: u64 = 256;
@@ -41,6 +29,27 @@ pub struct PackOptions {
     pub force: bool,
     /// Where compressed sources are unpacked.
     pub cache_dir: PathBuf,
+    /// Threads that read, and convert, samples; 0: as many as there are cores.
+    pub n_threads: usize,
+    /// Splits the source's only split in two: `train` with this part of every class, and `val`.
+    pub divide: Option<Division>,
+    /// What becomes of each split before it is written.
+    pub convert: Option<Convert>,
+}
+
+/// A change of a split's samples, made while they are packed.
+#[derive(Clone)]
+pub struct Convert(pub Arc<ConvertSplit>);
+
+/// From a split to the one that is packed instead.
+pub type ConvertSplit = dyn Fn(Arc<dyn Split>) -> Result<Arc<dyn Split>, DatasetError>;
+
+type NamedSplit = (String, Arc<dyn Split>);
+
+impl std::fmt::Debug for Convert {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Convert")
+    }
 }
 
 /// How far a pack or a verification is.
@@ -81,8 +90,45 @@ pub fn pack(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<PackedSplit>, DatasetError> {
     let has = open::list_splits(source)?;
-    let wanted = if options.splits.is_empty() { &has } else { &options.splits };
-    let mut opened: Vec<(&str, Arc<dyn Split>)> = Vec::new();
+    let mut opened = match options.divide {
+        None => open_wanted(source, &has, options)?,
+        Some(division) => open_divided(source, &has, options, division)?,
+    };
+    let n_classes = common_n_classes(source, &has, &opened, &options.cache_dir);
+    if let Some(Convert(convert)) = &options.convert {
+        for (_, samples) in &mut opened {
+            *samples = convert(Arc::clone(samples))?;
+        }
+    }
+
+    let folder = DestFolder::prepare(dest_dir)?;
+    let mut written = Vec::new();
+    for (split, samples) in &opened {
+        let dest = dest_dir.join(format!("{split}.arrow"));
+        refuse_existing(&dest, options.force)?;
+        let header = Header { split, source: source.display().to_string(), n_classes };
+        written.push(write_temp(
+            &folder,
+            samples.as_ref(),
+            &header,
+            dest,
+            options.n_threads,
+            progress,
+        )?);
+    }
+    let packed = written.into_iter().map(Temp::publish).collect::<Result<Vec<_>, _>>()?;
+    folder.sync()?;
+    Ok(packed)
+}
+
+/// The splits that are to be packed.
+fn open_wanted(
+    source: &Path,
+    has: &[String],
+    options: &PackOptions,
+) -> Result<Vec<NamedSplit>, DatasetError> {
+    let wanted = if options.splits.is_empty() { has } else { &options.splits };
+    let mut opened: Vec<NamedSplit> = Vec::new();
     for split in wanted {
         if !has.contains(split) {
             open::check_split_name(split)?;
@@ -94,22 +140,29 @@ pub fn pack(
             });
         }
         if !opened.iter().any(|(name, _)| name == split) {
-            opened.push((split, open::open_split(source, split, &options.cache_dir)?));
+            opened.push((split.clone(), open::open_split(source, split, &options.cache_dir)?));
         }
     }
-    let n_classes = common_n_classes(source, &has, &opened, &options.cache_dir);
+    Ok(opened)
+}
 
-    let folder = DestFolder::prepare(dest_dir)?;
-    let mut written = Vec::new();
-    for (split, samples) in &opened {
-        let dest = dest_dir.join(format!("{split}.arrow"));
-        refuse_existing(&dest, options.force)?;
-        let header = Header { split, source: source.display().to_string(), n_classes };
-        written.push(write_temp(&folder, samples.as_ref(), &header, dest, progress)?);
-    }
-    let packed = written.into_iter().map(Temp::publish).collect::<Result<Vec<_>, _>>()?;
-    folder.sync()?;
-    Ok(packed)
+/// The two parts of the source's only split.
+fn open_divided(
+    source: &Path,
+    has: &[String],
+    options: &PackOptions,
+    division: Division,
+) -> Result<Vec<NamedSplit>, DatasetError> {
+    let [only] = has else {
+        let what = format!(
+            "it has the splits {} already: pack them as they are, or name one folder to divide",
+            has.join(", ")
+        );
+        return Err(DatasetError::unsupported(&source.display().to_string(), what));
+    };
+    let whole = open::open_split(source, only, &options.cache_dir)?;
+    let [first, second] = division.of(&whole, &source.display().to_string())?;
+    Ok(vec![("train".to_owned(), Arc::new(first)), ("val".to_owned(), Arc::new(second))])
 }
 
 /// Packs samples from any source into the file `dest`; `source` is stored as where they came from.
@@ -128,7 +181,7 @@ pub fn write_split(
     let folder = DestFolder::prepare(dest.parent().unwrap_or(Path::new("")))?;
     refuse_existing(dest, force)?;
     let header = Header { split, source: source.to_owned(), n_classes: None };
-    let packed = write_temp(&folder, samples, &header, dest.to_owned(), progress)?.publish()?;
+    let packed = write_temp(&folder, samples, &header, dest.to_owned(), 0, progress)?.publish()?;
     folder.sync()?;
     Ok(packed)
 }
@@ -147,7 +200,7 @@ struct Header<'a> {
 fn common_n_classes(
     source: &Path,
     has: &[String],
-    opened: &[(&str, Arc<dyn Split>)],
+    opened: &[NamedSplit],
     cache_dir: &Path,
 ) -> Option<u32> {
     let count = |samples: &dyn Split| match samples.info().label_kind {
@@ -266,6 +319,7 @@ fn write_temp(
     samples: &dyn Split,
     header: &Header<'_>,
     dest: PathBuf,
+    n_threads: usize,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Temp, DatasetError> {
     let name = dest.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -288,182 +342,14 @@ fn write_temp(
             progress(Progress { split: header.split, done, total: 2 * n_samples });
         }
     };
-    let (meta, checksums) = first_pass(samples, header, &mut report)?;
+    let Header { split, source, n_classes } = header;
+    let origin = Origin { split, source, n_classes: *n_classes };
+    let (meta, entries) = first_pass(samples, &origin, n_threads, &mut report)?;
     temp.packed.fingerprint = meta.fingerprint.clone();
     let dest = temp.packed.path.clone();
-    let file = second_pass(samples, &meta, &checksums, &dest, file, &mut report)?;
+    let file = second_pass(samples, &meta, &entries, &dest, file, n_threads, &mut report)?;
     let fail = |cause| DatasetError::write(&dest, cause);
     file.sync_all().map_err(fail)?;
     temp.packed.file_bytes = file.metadata().map_err(fail)?.len();
     Ok(temp)
-}
-
-/// Checks every sample; gives the metadata and the checksums.
-fn first_pass(
-    samples: &dyn Split,
-    header: &Header<'_>,
-    report: &mut impl FnMut(u64),
-) -> Result<(PackedMeta, Vec<u32>), DatasetError> {
-    let info = samples.info();
-    let ImageKind::Raw { height, width, channels } = info.images else {
-        return Err(DatasetError::unsupported(&header.source, "encoded images are not packed yet"));
-    };
-    let shape = [height, width, channels];
-    idx::check_shape(shape, &header.source)?;
-    let label_kind = match (info.label_kind, header.n_classes) {
-        (LabelKind::Class { .. }, Some(n_classes)) => LabelKind::Class { n_classes },
-        (kind, _) => kind,
-    };
-    arrow_schema::check_class_names(label_kind, &info.class_names)
-        .map_err(|what| DatasetError::unsupported(&header.source, what))?;
-    if info.n_samples == 0 {
-        return Err(DatasetError::Empty { path: header.source.clone() });
-    }
-    let mut hash = ContentHasher::new(info.images, label_kind);
-    let mut checksums = Vec::new();
-    let (mut scratch, mut buffer) = (Vec::new(), Vec::new());
-    for sample_idx in 0..info.n_samples {
-        let sample = samples.sample(sample_idx, &mut buffer)?;
-        check_sample(&sample, sample_idx, shape, label_kind, &header.source)?;
-        let checksum =
-            super::sample_checksum(digest::image_bytes(&sample, &mut scratch), sample.label);
-        // A new checksum would make a damaged sample look whole.
-        if samples.checksum(sample_idx).is_some_and(|stored| stored != checksum) {
-            let what = format!("sample {sample_idx} does not match its stored checksum");
-            return Err(DatasetError::damaged(&header.source, what));
-        }
-        hash.add(checksum, sample.label);
-        checksums.push(checksum);
-        report(sample_idx + 1);
-    }
-    let meta = PackedMeta {
-        shape,
-        n_samples: info.n_samples,
-        label_kind,
-        class_names: info.class_names.clone(),
-        fingerprint: hash.finish(),
-        split: header.split.to_owned(),
-        source: header.source.clone(),
-    };
-    Ok((meta, checksums))
-}
-
-/// Checks that a sample is as its split says: the packed file has one shape and one kind of labels.
-fn check_sample(
-    sample: &Sample<'_>,
-    sample_idx: u64,
-    shape: [usize; 3],
-    label_kind: LabelKind,
-    source: &str,
-) -> Result<(), DatasetError> {
-    let Some(image) = sample.raw() else {
-        let what = format!("sample {sample_idx} is encoded, but the others are pixels");
-        return Err(DatasetError::unsupported(source, what));
-    };
-    let (super::Pixels::Hwc(bytes) | super::Pixels::Chw(bytes)) = image.pixels;
-    let own_shape = [image.height, image.width, image.channels];
-    if own_shape != shape || bytes.len() != shape.iter().product::<usize>() {
-        return Err(DatasetError::unsupported(
-            source,
-            format!(
-                "sample {sample_idx} has shape {own_shape:?}, but the others {shape:?}; crop or \
-                 resize the images to one shape"
-            ),
-        ));
-    }
-    match (sample.label, label_kind) {
-        (Label::Class(class), LabelKind::Class { n_classes }) => {
-            if (0..i64::from(n_classes)).contains(&class) {
-                return Ok(());
-            }
-            let (path, cure) = (source.to_owned(), "correct the source's labels");
-            Err(DatasetError::LabelRange { path, sample_idx, label: class, n_classes, cure })
-        }
-        (Label::Vector(values), LabelKind::Vector { len }) if values.len() == len as usize => {
-            Ok(())
-        }
-        _ => Err(DatasetError::unsupported(
-            source,
-            format!("sample {sample_idx} has another kind of label than the others"),
-        )),
-    }
-}
-
-/// Writes schema, record batches and footer; gives the file back.
-fn second_pass(
-    samples: &dyn Split,
-    meta: &PackedMeta,
-    checksums: &[u32],
-    dest: &Path,
-    file: File,
-    report: &mut impl FnMut(u64),
-) -> Result<File, DatasetError> {
-    let fail = |cause| write_error(dest, cause);
-    let schema = Arc::new(meta.to_schema(&dest.display().to_string())?);
-    let mut writer = FileWriter::try_new(BufWriter::new(file), &schema).map_err(fail)?;
-    let rows_per_batch = (BATCH_BYTES / meta.image_bytes()).max(1);
-    let mut first_idx = 0;
-    for checksums in checksums.chunks(rows_per_batch) {
-        let batch = record_batch(samples, meta, &schema, first_idx, checksums, dest)?;
-        writer.write(&batch).map_err(fail)?;
-        first_idx += checksums.len() as u64;
-        report(meta.n_samples + first_idx);
-    }
-    writer.finish().map_err(fail)?;
-    let buffered = writer.into_inner().map_err(fail)?;
-    buffered.into_inner().map_err(|cause| DatasetError::write(dest, cause.into_error()))
-}
-
-/// One record batch, of as many samples as there are checksums.
-fn record_batch(
-    samples: &dyn Split,
-    meta: &PackedMeta,
-    schema: &Arc<Schema>,
-    first_idx: u64,
-    checksums: &[u32],
-    dest: &Path,
-) -> Result<RecordBatch, DatasetError> {
-    let n_rows = checksums.len();
-    let mut images = Vec::with_capacity(n_rows * meta.image_bytes());
-    let (mut classes, mut vectors) = (Vec::new(), Vec::new());
-    let (mut scratch, mut buffer) = (Vec::new(), Vec::new());
-    for (sample_idx, checksum) in (first_idx..).zip(checksums) {
-        let sample = samples.sample(sample_idx, &mut buffer)?;
-        let pixels = digest::image_bytes(&sample, &mut scratch);
-        if super::sample_checksum(pixels, sample.label) != *checksum {
-            return Err(DatasetError::Changed {
-                path: meta.source.clone(),
-                what: format!("sample {sample_idx}"),
-            });
-        }
-        images.extend_from_slice(pixels);
-        match sample.label {
-            Label::Class(class) => classes.push(class),
-            Label::Vector(values) => vectors.extend_from_slice(values),
-        }
-    }
-    let fail = |cause| write_error(dest, cause);
-    let image_type = i32::try_from(meta.image_bytes())
-        .map_err(|_| DatasetError::unsupported(&meta.source, "images of more than 2 GiB"))?;
-    let images = FixedSizeBinaryArray::try_new(image_type, Buffer::from_vec(images), None);
-    let labels: ArrayRef = match meta.label_kind {
-        LabelKind::Class { .. } => Arc::new(Int64Array::from(classes)),
-        LabelKind::Vector { len } => {
-            let len = i32::try_from(len)
-                .map_err(|_| DatasetError::unsupported(&meta.source, "label vectors too long"))?;
-            let items = Arc::new(Float32Array::from(vectors));
-            let item = arrow_schema::vector_item();
-            Arc::new(FixedSizeListArray::try_new(item, len, items, None).map_err(fail)?)
-        }
-    };
-    let checksums = Arc::new(UInt32Array::from(checksums.to_vec()));
-    let columns: Vec<ArrayRef> = vec![Arc::new(images.map_err(fail)?), labels, checksums];
-    RecordBatch::try_new(Arc::clone(schema), columns).map_err(fail)
-}
-
-fn write_error(dest: &Path, cause: ArrowError) -> DatasetError {
-    match cause {
-        ArrowError::IoError(_, cause) => DatasetError::write(dest, cause),
-        other => DatasetError::write(dest, io::Error::other(other)),
-    }
 }

@@ -9,6 +9,7 @@
 pub mod channels;
 pub mod decode;
 pub mod draw;
+pub mod encode;
 pub mod enhance;
 pub mod filter;
 pub mod geometry;

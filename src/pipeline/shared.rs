@@ -298,7 +298,7 @@ mod tests {
     fn images_that_nobody_takes_are_soon_decoded_by_each_alone() {
         let window = DecodedWindow::new(1000);
         let (a, b) = (window.join(0, OPTIONS), window.join(0, OPTIONS));
-        let mut put = |from: u64, is_taken: bool| {
+        let put = |from: u64, is_taken: bool| {
             let mut n_put = 0;
             for sample in from..from + 5000 {
                 if a.is_worthwhile(1) {
