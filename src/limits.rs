@@ -62,6 +62,12 @@ pub const SHARED_MIB_MAX: u64 = 1 << 20;
 /// Largest decoded image, in bytes.
 pub const IMAGE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// Most views of a sample.
+pub const VIEWS_MAX: u32 = 64;
+
+/// Most classes whose labels are mixed: each sample has a vector of so many f32.
+pub const MIX_CLASSES_MAX: u32 = 65_536;
+
 /// Most sub-policies in a policy.
 pub const SUB_POLICIES_MAX: usize = 10_000;
 

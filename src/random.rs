@@ -27,6 +27,12 @@ pub enum Purpose {
     FoldOrder = 7,
     /// Which sample comes in the place of one that cannot be read.
     Substitute = 8,
+    /// Colour jitter of the recipe.
+    Jitter = 9,
+    /// The recipe's erased box.
+    Erase = 10,
+    /// Mixture of a pair of samples.
+    Mix = 11,
     /// Points that the policy search proposes; the "epoch" is the place in the space, the "sample"
     /// the trial.
     Proposal = 16,

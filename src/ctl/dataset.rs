@@ -34,8 +34,8 @@ pub(crate) enum DatasetCommand {
 /// Arguments of `dataset pack`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArgs {
-    /// A folder of class folders of images, of WebDataset shards, of Hugging Face `datasets`, of IDX
-    /// (may be .gz) or CIFAR files; or one such file
+    /// A folder of class folders of images, of WebDataset shards, of Hugging Face `datasets`, of
+    /// IDX (may be .gz) or CIFAR files; or one such file
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The folder to write SPLIT.arrow files to; made if it is missing

@@ -13,6 +13,7 @@ pub mod encode;
 pub mod enhance;
 pub mod filter;
 pub mod geometry;
+pub mod hsv;
 pub mod point;
 pub mod resize;
 

@@ -6,12 +6,15 @@
 //! **Invariant**: a sample's bytes depend on (dataset, recipe, seed, epoch, sample, policy) alone;
 //! nothing here reads a clock, a thread id or a shared generator.
 
+mod distort;
 pub mod gaps;
 pub mod load;
+mod mix;
 pub mod order;
 mod place;
 pub mod plan;
 pub mod recipe;
+mod recipe_parts;
 pub mod render;
 pub mod sample;
 pub mod shared;

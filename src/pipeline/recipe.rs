@@ -6,8 +6,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::dataset::{ImageKind, SplitInfo};
-use crate::limits::IMAGE_SIDE_MAX;
+use crate::dataset::{ImageKind, LabelKind, SplitInfo};
+use crate::limits::{IMAGE_SIDE_MAX, MIX_CLASSES_MAX, VIEWS_MAX};
+
+pub use super::recipe_parts::{Erase, Jitter, Mix};
 
 /// Smaller ones would turn normalised values into infinities.
 const NORMALIZE_STD_MIN: f32 = 1e-6;
@@ -34,6 +36,18 @@ pub struct Recipe {
     pub hflip: bool,
     /// Reference of the policy: `active`, a built-in's name, `NAME@VERSION`, or a file.
     pub policy: String,
+    /// Random changes of colours, before the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Jitter>,
+    /// A random box that is filled with the mean, after the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erase: Option<Erase>,
+    /// Mixtures of pairs of samples; labels become vectors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
+    /// Views of every sample, each with draws of its own: images `[n, views, …]`.
+    #[serde(skip_serializing_if = "is_one")]
+    pub views: u32,
     /// Side of the cutout box, in pixels; 0: none. Odd sides are rounded down.
     pub cutout: u32,
     /// Mean and standard deviation, on the scale 0..1; `None`: divide by 255 only.
@@ -46,6 +60,11 @@ pub struct Recipe {
     /// versions are kept from it.
     #[serde(skip_serializing_if = "is_default")]
     pub total_epochs: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -62,6 +81,10 @@ impl Default for Recipe {
             channels: None,
             hflip: false,
             policy: "active".to_owned(),
+            jitter: None,
+            erase: None,
+            mix: None,
+            views: 1,
             cutout: 0,
             normalize: None,
             dtype: Dtype::F32,
@@ -244,6 +267,7 @@ impl Recipe {
         if self.policy.is_empty() {
             return Err(value_error("policy", "empty; write \"none\" for no policy"));
         }
+        self.validate_parts()?;
         let Some(normalize) = &self.normalize else { return Ok(()) };
         for (key, values) in
             [("normalize.mean", &normalize.mean), ("normalize.std", &normalize.std)]
@@ -264,6 +288,24 @@ impl Recipe {
                 "normalize.mean",
                 "must be on the scale 0..1 (divide values on the scale 0..255 by 255)",
             ));
+        }
+        Ok(())
+    }
+
+    fn validate_parts(&self) -> Result<(), RecipeError> {
+        let checks = [
+            ("jitter", self.jitter.map_or(Ok(()), |jitter| jitter.check())),
+            ("erase", self.erase.map_or(Ok(()), |erase| erase.check())),
+            ("mix", self.mix.map_or(Ok(()), |mix| mix.check())),
+        ];
+        for (key, checked) in checks {
+            checked.map_err(|problem| value_error(key, problem))?;
+        }
+        if !(1..=VIEWS_MAX).contains(&self.views) {
+            return Err(value_error("views", format!("must be 1 to {VIEWS_MAX}")));
+        }
+        if self.views > 1 && self.mix.is_some() {
+            return Err(value_error("mix", "not with views above 1; mix in the training loop"));
         }
         Ok(())
     }
@@ -303,6 +345,21 @@ impl Recipe {
             (Some(channels), _) => channels as usize,
             (None, ImageKind::Raw { channels, .. }) => channels,
             (None, ImageKind::Encoded { .. }) => 3,
+        }
+    }
+
+    /// What the labels of a batch are: vectors where samples are mixed.
+    ///
+    /// # Errors
+    /// There are too many classes for vectors.
+    pub fn output_labels(&self, info: &SplitInfo) -> Result<LabelKind, RecipeError> {
+        match (self.mix, info.label_kind) {
+            (Some(_), LabelKind::Class { n_classes }) if n_classes > MIX_CLASSES_MAX => {
+                let problem = format!("{n_classes} classes; at most {MIX_CLASSES_MAX} are mixed");
+                Err(value_error("mix", problem))
+            }
+            (Some(_), LabelKind::Class { n_classes }) => Ok(LabelKind::Vector { len: n_classes }),
+            (_, kind) => Ok(kind),
         }
     }
 
@@ -409,6 +466,13 @@ mod tests {
             "crop.scale",
         );
         check_refused(json!({"policy": ""}), "write \"none\"");
+        check_refused(json!({"jitter": {"hue": 0.6}}), "'jitter': hue must be 0 to 0.5");
+        check_refused(json!({"jitter": {"gamma": 1}}), "unknown field `gamma`");
+        check_refused(json!({"erase": {"scale": [0.5, 0.2]}}), "'erase': give scale");
+        check_refused(json!({"mix": {}}), "'mix': give mixup, cutmix or both");
+        check_refused(json!({"mix": {"mixup": 0.01}}), "must be 0 or 0.05 to 8");
+        check_refused(json!({"views": 0}), "'views': must be 1 to");
+        check_refused(json!({"views": 2, "mix": {"mixup": 0.2}}), "not with views above 1");
     }
 
     #[test]

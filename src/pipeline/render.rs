@@ -11,10 +11,12 @@ use crate::dataset::{Content, ImageKind, Label, LabelKind, Sample, SplitInfo};
 use crate::image::Image;
 use crate::image::decode::{DecodeLimits, DecodeOptions};
 use crate::image::geometry::flip_horizontal;
-use crate::random::{Purpose, SampleRng};
+use crate::random::{Purpose, SampleRng, mix64};
 
+use super::distort::{erase, jitter};
 use super::load::{LoadError, LoadScratch, Loading, Source};
-use super::recipe::{Dtype, Exif, Layout, Recipe, RecipeError};
+use super::mix::mix_pair;
+use super::recipe::{Dtype, Erase, Exif, Jitter, Layout, Mix, Recipe, RecipeError};
 use super::shared::SharedImage;
 
 /// Parts of a slot start at a multiple of this, in bytes: a cache line, and enough for any SIMD.
@@ -32,6 +34,8 @@ pub struct OutputShape {
     pub width: usize,
     /// 1 or 3.
     pub channels: usize,
+    /// Views of a sample; 1: a sample is one image.
+    pub views: usize,
     /// Element type.
     pub dtype: Dtype,
     /// Element order.
@@ -43,6 +47,11 @@ pub struct OutputShape {
 impl OutputShape {
     /// Bytes of one sample's pixels.
     pub fn pixel_bytes(&self) -> usize {
+        self.views * self.image_bytes()
+    }
+
+    /// Bytes of one image's pixels.
+    pub fn image_bytes(&self) -> usize {
         self.height * self.width * self.channels * self.dtype.bytes()
     }
 
@@ -100,6 +109,9 @@ pub struct CompiledRecipe {
     loading: Loading,
     hflip: bool,
     cutout: usize,
+    jitter: Option<Jitter>,
+    erase: Option<Erase>,
+    mix: Option<Mix>,
     /// The mean, rounded to a byte: what cutout fills with, so that it is about 0 after
     /// normalisation and the same in every dtype.
     fill: [u8; 3],
@@ -127,6 +139,14 @@ pub struct SampleKey {
 }
 
 impl SampleKey {
+    /// The key of a view: the first has the sample's own, others seeds of their own.
+    fn of_view(self, view: u64) -> Self {
+        match view {
+            0 => self,
+            _ => Self { seed: mix64(self.seed ^ mix64(view)), ..self },
+        }
+    }
+
     fn rng(self, purpose: Purpose) -> SampleRng {
         SampleRng::new(self.seed, self.epoch, self.sample_idx, purpose)
     }
@@ -163,14 +183,18 @@ impl CompiledRecipe {
             },
             hflip: recipe.hflip,
             cutout: recipe.cutout as usize,
+            jitter: recipe.jitter,
+            erase: recipe.erase,
+            mix: recipe.mix,
             fill,
             shape: OutputShape {
                 height,
                 width,
                 channels,
+                views: recipe.views as usize,
                 dtype: recipe.dtype,
                 layout: recipe.layout,
-                labels: info.label_kind,
+                labels: recipe.output_labels(info)?,
             },
             table: Table::new(recipe.dtype, &norms),
         })
@@ -189,7 +213,10 @@ impl CompiledRecipe {
     /// Whether this sample's pixels are those of its whole image's decode, so that `shared` gives
     /// the same bytes as the file.
     pub fn can_share(&self, shared: &SharedImage, key: SampleKey) -> bool {
-        self.loading.takes_whole(shared, key.rng(Purpose::Crop))
+        let views = 0..self.shape.views as u64;
+        let takes_whole =
+            |view| self.loading.takes_whole(shared, key.of_view(view).rng(Purpose::Crop));
+        views.into_iter().all(takes_whole)
     }
 
     /// Whether a whole decode of an image of `size`, shared with `n_others`, costs less than what
@@ -235,10 +262,27 @@ impl CompiledRecipe {
         scratch: &mut RenderScratch,
         out: &mut [u8],
     ) -> Result<(), LoadError> {
+        for (view, out) in (0_u64..).zip(out.chunks_exact_mut(self.shape.image_bytes())) {
+            self.render_view(source, policy, key.of_view(view), scratch, out)?;
+        }
+        Ok(())
+    }
+
+    fn render_view(
+        &self,
+        source: Source<'_>,
+        policy: &PreparedPolicy,
+        key: SampleKey,
+        scratch: &mut RenderScratch,
+        out: &mut [u8],
+    ) -> Result<(), LoadError> {
         let image = &mut scratch.image;
         self.loading.load(source, key.rng(Purpose::Crop), &mut scratch.load, image)?;
         if self.hflip && key.rng(Purpose::Flip).coin() {
             flip_horizontal(image);
+        }
+        if let Some(own) = &self.jitter {
+            jitter(image, own, &mut key.rng(Purpose::Jitter));
         }
         if !policy.is_identity() {
             policy.augment(image, &mut scratch.augment, &mut key.rng(Purpose::Policy));
@@ -249,13 +293,28 @@ impl CompiledRecipe {
             let centre_x = rng.below(to_u32(image.width)) as usize;
             cutout_box(image, centre_x, centre_y, self.cutout, self.fill);
         }
+        if let Some(own) = &self.erase {
+            erase(image, own, self.fill, &mut key.rng(Purpose::Erase));
+        }
         self.write(image, out);
         Ok(())
     }
 
+    /// Whether pairs of samples are mixed.
+    pub fn mixes(&self) -> bool {
+        self.mix.is_some()
+    }
+
+    /// Mixes two samples that lie side by side in a batch; `key` is that of the first.
+    pub fn mix(&self, key: SampleKey, pixels: [&mut [u8]; 2], labels: [&mut [u8]; 2]) {
+        if let Some(mix) = &self.mix {
+            mix_pair(mix, &self.shape, &mut key.rng(Purpose::Mix), pixels, labels);
+        }
+    }
+
     /// Normalises, converts and reorders `image` into `out`, one look-up per byte.
     fn write(&self, image: &Image, out: &mut [u8]) {
-        debug_assert_eq!(out.len(), self.shape.pixel_bytes(), "a sample fills its place");
+        debug_assert_eq!(out.len(), self.shape.image_bytes(), "an image fills its place");
         let planar = self.shape.layout == Layout::Nchw;
         match (&self.table, planar) {
             (Table::U8, false) => out.copy_from_slice(&image.data),
@@ -301,7 +360,16 @@ impl Table {
 /// Writes one sample's label: `out` is exactly [`OutputShape::label_bytes`] long.
 pub fn write_label(label: Label<'_>, out: &mut [u8]) {
     match label {
-        Label::Class(class) => out.copy_from_slice(&class.to_ne_bytes()),
+        Label::Class(class) if out.len() == size_of::<i64>() => {
+            out.copy_from_slice(&class.to_ne_bytes());
+        }
+        Label::Class(class) => {
+            out.fill(0);
+            let place = usize::try_from(class).unwrap_or(usize::MAX);
+            if let Some(bytes) = out.as_chunks_mut::<4>().0.get_mut(place) {
+                *bytes = 1.0_f32.to_ne_bytes();
+            }
+        }
         Label::Vector(values) => {
             for (bytes, value) in out.chunks_exact_mut(size_of::<f32>()).zip(values) {
                 bytes.copy_from_slice(&value.to_ne_bytes());

@@ -151,31 +151,37 @@ fn render(
     let sample = spec.split.sample(sample_idx, file)?;
     write_label(sample.label, label);
     if let (Content::Encoded(bytes), Some(decoded)) = (sample.content, &spec.decoded)
-        && decoded.n_members() > 1
-        && let Some(image) = decode_for_all(bytes, decoded, recipe, key, decoder)?
+        && let Some(image) = decode_whole(bytes, decoded, recipe, key, decoder)?
     {
         decoded.put(sample_idx, Arc::clone(&image));
-        let rendered = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
+        let is_same = recipe.can_share(&image, key);
+        let source = if is_same { Source::Shared(&image) } else { Source::Encoded(bytes) };
+        let rendered = recipe.render_source(source, policy, key, render, pixels);
         decoded.give_back(image);
         return Ok(rendered?);
     }
     Ok(recipe.render(&sample, policy, key, render, pixels)?)
 }
 
-/// Decodes a whole image for all streams that want it; `None` where this one is better off alone.
-fn decode_for_all(
+/// Decodes a whole image for all streams and views that want it; `None` where each is better off
+/// alone.
+fn decode_whole(
     bytes: &[u8],
     decoded: &Membership,
     recipe: &CompiledRecipe,
     key: SampleKey,
     decoder: &mut Decoder,
 ) -> Result<Option<Arc<SharedImage>>, LoadError> {
+    let views = recipe.shape().views;
+    let n_takers = decoded.n_members() * views;
+    if n_takers < 2 {
+        return Ok(None);
+    }
     let mut opened = decoder.open(bytes, recipe.decode_options())?;
     let (width, height) = opened.size();
-    let n_others = decoded.n_members().saturating_sub(1);
     let is_reducible = opened.is_reducible();
-    if !decoded.is_worthwhile(width * height)
-        || !recipe.should_share((width, height), is_reducible, n_others, key)
+    if !(views > 1 || decoded.is_worthwhile(width * height))
+        || !recipe.should_share((width, height), is_reducible, n_takers - 1, key)
     {
         return Ok(None);
     }

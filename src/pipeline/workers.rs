@@ -207,6 +207,9 @@ impl WorkerPool {
         assert_eq!(output.pixels.len(), n_samples * pixel_bytes, "room for all pixels");
         assert_eq!(output.labels.len(), n_samples * label_bytes, "room for all labels");
         let per_chunk = (CHUNK_BYTES / pixel_bytes.max(1)).clamp(1, n_samples);
+        // Pairs that are mixed must not be cut.
+        let per_chunk =
+            if job.spec.recipe.mixes() { per_chunk.next_multiple_of(2) } else { per_chunk };
         let first_position = job.first_position;
         let shared = Arc::new(SharedJob {
             job,
@@ -328,7 +331,32 @@ fn render_chunk(
         };
         index.copy_from_slice(&mark.to_ne_bytes());
     }
+    if spec.recipe.mixes() {
+        mix_pairs(chunk);
+    }
     Ok(())
+}
+
+/// Mixes each two samples of a chunk that both are there.
+fn mix_pairs(chunk: &mut Chunk) {
+    let job = &chunk.shared.job;
+    let shape = job.spec.recipe.shape();
+    let (pixel_bytes, label_bytes) = (shape.pixel_bytes(), shape.label_bytes());
+    let pairs = chunk
+        .pixels
+        .chunks_exact_mut(2 * pixel_bytes)
+        .zip(chunk.labels.chunks_exact_mut(2 * label_bytes))
+        .zip(chunk.indices.as_chunks::<8>().0.chunks_exact(2));
+    for (position, ((pixels, labels), indices)) in (chunk.first_position..).step_by(2).zip(pairs) {
+        if indices.iter().any(|index| i64::from_ne_bytes(*index) < 0) {
+            continue;
+        }
+        let sample_idx = job.order.sample_at(position);
+        let key = SampleKey { seed: job.spec.seed, epoch: job.epoch, sample_idx };
+        let (a, b) = pixels.split_at_mut(pixel_bytes);
+        let (label_a, label_b) = labels.split_at_mut(label_bytes);
+        job.spec.recipe.mix(key, [a, b], [label_a, label_b]);
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -64,7 +64,8 @@ pub struct HostBatch {
 }
 
 impl BatchMaker {
-    /// For samples of `split` under `recipe`, whose dtype and layout are overridden.
+    /// For samples of `split` under `recipe`, whose dtype and layout are overridden, without
+    /// mixtures, and with one view of each.
     ///
     /// # Errors
     /// The recipe does not fit the split.
@@ -75,7 +76,8 @@ impl BatchMaker {
         seed: u64,
     ) -> Result<Self, BatchError> {
         let compiled = |dtype| {
-            let recipe = Recipe { dtype, layout: Layout::Nhwc, ..recipe.clone() };
+            let layout = Layout::Nhwc;
+            let recipe = Recipe { dtype, layout, mix: None, views: 1, ..recipe.clone() };
             CompiledRecipe::new(&recipe, split.info(), limits)
         };
         let (recipe, byte_recipe) = (compiled(Dtype::F32)?, compiled(Dtype::U8)?);
@@ -98,7 +100,9 @@ impl BatchMaker {
         limits: DecodeLimits,
     ) -> Result<Self, BatchError> {
         let crop = clean_crop(recipe.crop, split.info());
-        Self::new(split, &Recipe { crop, hflip: false, cutout: 0, ..recipe.clone() }, limits, 0)
+        let recipe =
+            Recipe { crop, hflip: false, cutout: 0, jitter: None, erase: None, ..recipe.clone() };
+        Self::new(split, &recipe, limits, 0)
     }
 
     /// Shape of the images.

@@ -18,6 +18,7 @@ use super::wire::{
     EpochBegin, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, SlotLease, Start,
     StreamRequest, Welcome, WireDtype, WireError, WireLabels,
 };
+use crate::pipeline::recipe::Recipe;
 
 /// How long a client waits for frames of a daemon that has hung up.
 const LAST_WORDS_MS: i64 = 200;
@@ -274,10 +275,16 @@ impl StreamClient {
             },
             labels_offset: to_usize(welcome.labels_offset),
             indices_offset: to_usize(welcome.indices_offset),
-            pixel_bytes: [welcome.height, welcome.width, welcome.channels, element_bytes]
-                .iter()
-                .map(|&n| n as usize)
-                .product(),
+            pixel_bytes: [
+                views(welcome),
+                welcome.height,
+                welcome.width,
+                welcome.channels,
+                element_bytes,
+            ]
+            .iter()
+            .map(|&n| n as usize)
+            .product(),
             label_bytes,
         };
         let n = descriptor.n_samples as usize;
@@ -296,6 +303,12 @@ impl StreamClient {
         batch.n_samples = n - n_skipped;
         Ok(batch)
     }
+}
+
+/// Views of a sample, which the recipe tells.
+fn views(welcome: &Welcome) -> u32 {
+    let recipe: Option<Recipe> = serde_json::from_str(&welcome.recipe_json).ok();
+    recipe.map_or(1, |recipe| recipe.views)
 }
 
 impl Drop for StreamClient {

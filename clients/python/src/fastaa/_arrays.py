@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _messages
+from ._slab import views
 from ._values import shown
 from .errors import InvalidRequestError, UsageError
 
@@ -66,6 +67,7 @@ class ArrayMaker:
         self._torch: Any = importlib.import_module("torch") if output == "torch" else None
         library: Any = self._torch if output == "torch" else np
         self._label_shape: tuple[int, ...]
+        self._image_shape: tuple[int, ...]
         self._pixel_dtype: Any = (
             getattr(library, _TORCH_DTYPES[welcome.dtype])
             if self._torch
@@ -75,6 +77,9 @@ class ArrayMaker:
             self._image_shape = (welcome.channels, welcome.height, welcome.width)
         else:
             self._image_shape = (welcome.height, welcome.width, welcome.channels)
+        n_views = views(welcome)
+        if n_views > 1:
+            self._image_shape = (n_views, *self._image_shape)
         self._label_dtype, self._label_shape = library.int64, ()
         if isinstance(welcome.labels, _messages.VectorLabels):
             self._label_dtype, self._label_shape = library.float32, (welcome.labels.len,)
