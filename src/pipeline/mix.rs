@@ -7,8 +7,8 @@
 //! beside it in the batch.
 //!
 //! *Source*: Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019, with the box of
-//! torchvision's `CutMix` (sides √(1 − λ) of the image's about a uniform centre, cut at the borders;
-//! λ is then what the box leaves).
+//! torchvision's `CutMix`: sides √(1 − λ) of the image's about a uniform centre, cut at the
+//! borders; λ is then what the box leaves.
 
 use half::{bf16, f16};
 
@@ -78,7 +78,8 @@ fn half_side(share: f64, side: usize) -> usize {
 
 /// A draw from Beta(α, α).
 ///
-/// *Source*: M. D. Jöhnk, Metrika 8 (1964): U^(1/α) and V^(1/α), accepted if their sum is at most 1.
+/// *Source*: M. D. Jöhnk, Metrika 8 (1964): U^(1/α) and V^(1/α), accepted if their sum is at most
+/// 1.
 fn beta(alpha: f64, rng: &mut SampleRng) -> f64 {
     loop {
         // Never 0: its logarithm is taken.
