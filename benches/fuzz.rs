@@ -12,7 +12,7 @@ use std::time::Instant;
 mod targets;
 
 /// Executions between two looks at the clock.
-const BLOCK: u64 = 10_000;
+const BLOCK: usize = 10_000;
 
 fn main() {
     let (mut wanted, mut first, mut runs) = (Vec::new(), 0, 1_000_000);
@@ -33,8 +33,9 @@ fn main() {
             continue;
         }
         let began = Instant::now();
-        for start in (first..first + runs).step_by(BLOCK as usize) {
-            let n = BLOCK.min(first + runs - start);
+        target.run_seeds();
+        for start in (first..first + runs).step_by(BLOCK) {
+            let n = (BLOCK as u64).min(first + runs - start);
             if catch_unwind(AssertUnwindSafe(|| target.run(start, n))).is_err() {
                 let number = (start..start + n)
                     .find(|at| catch_unwind(AssertUnwindSafe(|| target.run(*at, 1))).is_err());

@@ -114,7 +114,7 @@ fn pack_inspect_and_verify_agree() {
     let text = stdout(&succeeds(dir, &["verify", "dest/deep"]));
     assert!(text.contains("train: 40 samples, all checksums right\n"), "{text}");
     let text = stdout(&succeeds(dir, &["verify", "src"]));
-    assert!(text.contains("structure and labels right (idx files hold no checksums"), "{text}");
+    assert!(text.contains("structure, labels and image files right (idx datasets"), "{text}");
 }
 
 #[test]

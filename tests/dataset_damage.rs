@@ -30,7 +30,8 @@ fn refused(path: &Path, named: &str, expected: &str) {
 
 fn verify(path: &Path) -> Result<VerifyReport, String> {
     let cache = path.parent().unwrap().join("cache");
-    dataset::verify_split(path, "train", &cache, &mut |_| {}).map_err(|error| error.to_string())
+    dataset::verify_split(path, "train", &cache, &mut |_| Ok(()), &mut |_| {})
+        .map_err(|error| error.to_string())
 }
 
 fn packed(split: &MemorySplit) -> (TempDir, PathBuf) {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
+use super::bars::{Bars, Rate};
 use super::daemon::connect;
 use super::recode::{self, Recoding};
 use super::status::datasets_table;
@@ -17,6 +17,8 @@ use crate::dataset::{
     self, Convert, DatasetError, Division, FingerprintCheck, ImageKind, Label, LabelKind,
     PackOptions, Progress, Split, SplitInfo, VerifyReport,
 };
+use crate::image::Image;
+use crate::image::decode::{DecodeLimits, DecodeOptions, Decoder};
 
 /// Subcommands of `dataset`.
 #[derive(Debug, clap::Subcommand)]
@@ -327,7 +329,14 @@ fn verify(context: &Context, what: &WhatArgs) -> Result<(), CtlError> {
     let mut n_bad_splits = 0;
     for split in splits_of(what)? {
         let show = &mut |progress: Progress<'_>| bars.show(progress);
-        let report = dataset::verify_split(&what.path, &split, &what.cache.dir(), show)?;
+        let cache_dir = what.cache.dir();
+        let report = dataset::verify_split(
+            &what.path,
+            &split,
+            &cache_dir,
+            &mut |bytes| decode(bytes),
+            show,
+        )?;
         let time = bars.finish_split();
         let n_samples = report.info.n_samples;
         let rate = Rate { n_samples, bytes: report.info.mapped_bytes, time };
@@ -350,6 +359,14 @@ fn verify(context: &Context, what: &WhatArgs) -> Result<(), CtlError> {
         message: format!("{}: {n_bad_splits} damaged split(s)", what.path.display()),
         hint: "copy the file again from where it is whole, or pack it anew".to_owned(),
     })
+}
+
+/// Decodes an image file whole, with the limits that a daemon has by default.
+fn decode(bytes: &[u8]) -> Result<(), String> {
+    let options = DecodeOptions { channels: 3, turn: false, limits: DecodeLimits::default() };
+    let (mut decoder, mut image) = (Decoder::default(), Image::default());
+    let decoded = decoder.open(bytes, options).and_then(|mut opened| opened.decode(&mut image));
+    decoded.map_err(|error| error.to_string())
 }
 
 fn report_json(split: &str, report: &VerifyReport) -> Value {
@@ -382,8 +399,8 @@ fn report_text(split: &str, report: &VerifyReport) -> String {
     lines.push(match (report.n_bad, report.has_checksums) {
         (0, true) => format!("{split}: {n_samples} samples, all checksums right"),
         (0, false) => format!(
-            "{split}: {n_samples} samples, structure and labels right ({} files hold no \
-             checksums; packed ones do)",
+            "{split}: {n_samples} samples, structure, labels and image files right ({} datasets \
+             hold no checksums; packed ones do)",
             report.info.format
         ),
         (n_bad, _) => format!("{split}: {n_bad} of {n_samples} samples are bad"),
@@ -400,70 +417,6 @@ fn report_text(split: &str, report: &VerifyReport) -> String {
         lines.push(format!("  fingerprint: {stored} is stored, but the content gives {computed}"));
     }
     lines.join("\n")
-}
-
-/// Progress bars on stderr, one split after the other; nothing where stderr is no terminal.
-#[derive(Debug, Default)]
-struct Bars {
-    current: Option<(String, ProgressBar, Instant)>,
-    times: BTreeMap<String, Duration>,
-}
-
-impl Bars {
-    fn show(&mut self, progress: Progress<'_>) {
-        if self.current.as_ref().is_none_or(|(split, ..)| split != progress.split) {
-            self.finish_split();
-            let bar =
-                ProgressBar::with_draw_target(Some(progress.total), ProgressDrawTarget::stderr());
-            let style =
-                ProgressStyle::with_template("{msg:>8} [{bar:40}] {percent:>3} %, {eta} left");
-            if let Ok(style) = style {
-                bar.set_style(style.progress_chars("=> "));
-            }
-            bar.set_message(progress.split.to_owned());
-            self.current = Some((progress.split.to_owned(), bar, Instant::now()));
-        }
-        if let Some((_, bar, _)) = &self.current {
-            bar.set_position(progress.done);
-        }
-    }
-
-    /// Removes the bar; gives the time since its split's first sample.
-    fn finish_split(&mut self) -> Duration {
-        let Some((split, bar, start)) = self.current.take() else { return Duration::ZERO };
-        bar.finish_and_clear();
-        let time = start.elapsed();
-        self.times.insert(split, time);
-        time
-    }
-
-    fn finish(mut self) -> BTreeMap<String, Duration> {
-        self.finish_split();
-        self.times
-    }
-}
-
-/// How much was done in how long.
-#[derive(Debug)]
-struct Rate {
-    n_samples: u64,
-    bytes: u64,
-    time: Duration,
-}
-
-impl std::fmt::Display for Rate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A clock's tick at least: small sets take no measurable time.
-        let seconds = self.time.as_secs_f64().max(1e-6);
-        let megabytes = self.bytes as f64 / 1e6;
-        write!(
-            f,
-            "{} samples, {megabytes:.1} MB in {seconds:.2} s ({:.0} samples/s, {:.0} MB/s)",
-            self.n_samples,
-            self.n_samples as f64 / seconds,
-            megabytes / seconds
-        )
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! Data goes to stdout, messages to stderr; `--json` output is stable; a broken pipe is success.
 
 mod augment;
+mod bars;
 mod daemon;
 mod dataset;
 mod headspace;

@@ -35,7 +35,7 @@ pub use divide::Division;
 pub use error::DatasetError;
 pub use open::{list_splits, open_split};
 pub use pack::{Convert, ConvertSplit, PackOptions, PackedSplit, Progress, pack, write_split};
-pub use verify::{BadSample, FingerprintCheck, VerifyReport, verify_split};
+pub use verify::{BadSample, CheckImage, FingerprintCheck, VerifyReport, verify_split};
 
 /// Where a sample's pixels lie, without a copy.
 #[derive(Clone, Copy, Debug)]

@@ -2,12 +2,12 @@
 //!
 //! Packed splits: checksum and label range of each sample, and the fingerprint over all. Other
 //! formats store no checksums; their structure and labels are checked, and the report says that
-//! this is all.
+//! this is all. Of image files, the caller says whether they can be decoded.
 
 use std::path::Path;
 
 use super::digest::{self, ContentHasher};
-use super::{DatasetError, Fingerprint, Progress, SplitInfo, open};
+use super::{Content, DatasetError, Fingerprint, Progress, SplitInfo, open};
 
 /// How many bad samples a report lists; it counts all.
 const BAD_LISTED_MAX: usize = 10;
@@ -60,7 +60,10 @@ pub enum FingerprintCheck {
     NotCompared,
 }
 
-/// Reads the whole split and compares.
+/// Looks at an image file: `Err` says what is wrong with it.
+pub type CheckImage<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), String>;
+
+/// Reads the whole split and compares; `check_image` is asked about every encoded image.
 ///
 /// # Errors
 /// The split cannot be opened; bad samples are no error but in the report.
@@ -68,6 +71,7 @@ pub fn verify_split(
     path: &Path,
     split: &str,
     cache_dir: &Path,
+    check_image: CheckImage<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<VerifyReport, DatasetError> {
     let samples = open::open_for_verify(path, split, cache_dir)?;
@@ -88,6 +92,11 @@ pub fn verify_split(
                     bad.add(sample_idx, || {
                         format!("checksum {computed:08x}, but {stored:08x} is stored")
                     });
+                }
+                if let Content::Encoded(bytes) = sample.content
+                    && let Err(what) = check_image(bytes)
+                {
+                    bad.add(sample_idx, || format!("{}: {what}", samples.sample_name(sample_idx)));
                 }
                 if let (Some(hash), Some(stored)) = (&mut hash, stored) {
                     hash.add(stored, sample.label);

@@ -116,6 +116,10 @@ def test_bad_arguments_and_images_are_named(folder: Path, tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     (broken / "class").mkdir(parents=True)
     (broken / "class" / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    assert "1 damaged split(s)" in ctl("dataset", "verify", broken, code=1)
+    (tmp_path / "whole" / "class").mkdir(parents=True)
+    picture(9, 9, seed=1).save(tmp_path / "whole" / "class" / "a.png")
+    assert "image files right" in ctl("dataset", "verify", tmp_path / "whole")
     text = ctl("dataset", "pack", broken, tmp_path / "y", "--quality", "80", code=1)
     assert "class/a.jpg: damaged or cut off" in text
     assert "move the file out of the dataset" in text
