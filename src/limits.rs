@@ -50,6 +50,12 @@ pub const IMAGE_SIDE_MAX: u32 = 16_384;
 /// which Pillow warns of a decompression bomb.
 pub const IMAGE_PIXELS_DEFAULT: u64 = 178_956_970;
 
+/// Largest side of an encoded image that a configuration may allow, in pixels.
+pub const ENCODED_SIDE_MAX: u64 = 1 << 20;
+
+/// Most pixels of an encoded image that a configuration may allow.
+pub const ENCODED_PIXELS_MAX: u64 = 1 << 30;
+
 /// Most bytes of one encoded image.
 pub const ENCODED_BYTES_MAX: u64 = 1 << 30;
 

@@ -3,10 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::image::decode::DecodeLimits;
-use crate::limits::{IMAGE_BYTES_MAX, IMAGE_PIXELS_DEFAULT, IMAGE_SIDE_MAX, SHARED_MIB_MAX};
-
-/// Most channels of a decoded image.
-const CHANNELS_MAX: u64 = 3;
+use crate::limits::{
+    ENCODED_PIXELS_MAX, ENCODED_SIDE_MAX, IMAGE_PIXELS_DEFAULT, IMAGE_SIDE_MAX, SHARED_MIB_MAX,
+};
 
 /// `[images]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,10 +39,9 @@ impl ImagesConfig {
     }
 
     pub(super) fn check(self) -> Result<(), (String, String)> {
-        let pixels_max = IMAGE_BYTES_MAX / CHANNELS_MAX;
         let values = [
-            ("max_side", self.max_side, 1, IMAGE_SIDE_MAX.into()),
-            ("max_pixels", self.max_pixels, 1, pixels_max),
+            ("max_side", self.max_side, 1, ENCODED_SIDE_MAX),
+            ("max_pixels", self.max_pixels, 1, ENCODED_PIXELS_MAX),
             ("shared_mib", self.shared_mib, 0, SHARED_MIB_MAX),
         ];
         match values.into_iter().find(|(_, value, lo, hi)| !(lo..=hi).contains(&value)) {

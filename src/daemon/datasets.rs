@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::DatasetConfig;
 use crate::dataset::{DatasetError, Split, list_splits, open_split};
@@ -55,6 +55,7 @@ impl Datasets {
                 opened.push(OpenedSplit { dataset: config.name.clone(), split, path, data });
             }
         }
+        warn_of_other_classes(&opened);
         Ok(Self(opened.into()))
     }
 
@@ -91,6 +92,30 @@ impl Datasets {
             Refusal::new(ErrorCode::NotFound, message)
                 .with_hint("splits are listed in the daemon's configuration")
         })
+    }
+}
+
+/// Labels are numbers of a split's own classes: where two splits of a dataset have other ones, the
+/// same number means two things.
+fn warn_of_other_classes(opened: &[OpenedSplit]) {
+    for pair in opened.windows(2) {
+        let [first, second] = pair else { continue };
+        let (a, b) = (&first.data.info().class_names, &second.data.info().class_names);
+        if first.dataset == second.dataset && !a.is_empty() && !b.is_empty() && a != b {
+            let only = |some: &[String], others: &[String]| {
+                let names = some.iter().filter(|name| !others.contains(name)).take(5);
+                names.map(|name| name.escape_debug().to_string()).collect::<Vec<_>>().join(", ")
+            };
+            warn!(
+                dataset = first.dataset,
+                "splits '{}' and '{}' have other classes, so the same label means two things; only \
+                 the first has: {}; only the second: {}; give both the same class folders",
+                first.split,
+                second.split,
+                only(a, b),
+                only(b, a)
+            );
+        }
     }
 }
 

@@ -85,7 +85,14 @@ impl BadSamples for List {
         }
         self.n_bad.fetch_add(1, Ordering::Relaxed);
         let (dataset, split) = (&self.dataset, &self.split);
-        warn!(dataset, split, sample = sample_idx, "{name}: {reason}");
+        warn!(
+            dataset,
+            split,
+            sample = sample_idx,
+            "{}: {}",
+            name.escape_debug(),
+            reason.escape_debug()
+        );
         let line = json!({
             "sample": sample_idx,
             "name": name,

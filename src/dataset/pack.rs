@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::divide::Division;
 use super::pack_passes::{Origin, first_pass, second_pass};
-use super::{DatasetError, Fingerprint, LabelKind, Split, open};
+use super::{DatasetError, Fingerprint, ImageKind, LabelKind, Split, open};
 
 /// Samples between two reports of progress.
 const PROGRESS_STEP: u64 = 256;
@@ -101,6 +101,7 @@ pub fn pack(
         }
     }
 
+    refuse_own_folder(source, dest_dir, &opened)?;
     let folder = DestFolder::prepare(dest_dir)?;
     let mut written = Vec::new();
     for (split, samples) in &opened {
@@ -219,6 +220,22 @@ fn common_n_classes(
     }
     // Splits with names keep their own number.
     if opened.iter().all(|(_, samples)| count(samples.as_ref()).is_some()) { most } else { None }
+}
+
+/// A packed file in a folder of image files would hide them from then on.
+fn refuse_own_folder(
+    source: &Path,
+    dest_dir: &Path,
+    opened: &[NamedSplit],
+) -> Result<(), DatasetError> {
+    let is_encoded =
+        |split: &NamedSplit| matches!(split.1.info().images, ImageKind::Encoded { .. });
+    let same = fs::canonicalize(source).ok().zip(fs::canonicalize(dest_dir).ok());
+    if source.is_dir() && opened.iter().any(is_encoded) && same.is_some_and(|(a, b)| a == b) {
+        let what = "the packed files would hide the images in this folder: choose another DEST";
+        return Err(DatasetError::unsupported(&dest_dir.display().to_string(), what));
+    }
+    Ok(())
 }
 
 fn refuse_existing(dest: &Path, force: bool) -> Result<(), DatasetError> {

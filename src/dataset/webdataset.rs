@@ -47,6 +47,8 @@ struct Group {
     key: String,
     image: Option<(usize, usize)>,
     class: Option<i64>,
+    /// That of its json file, which a cls file goes before.
+    class_in_json: Option<i64>,
     /// Why its json file gives no class.
     problem: Option<String>,
 }
@@ -150,7 +152,8 @@ fn index_shard(map: &Map, shard: u32, samples: &mut Vec<Place>) -> Result<(), Da
             let class =
                 if extension == "cls" { class_of_text(content) } else { class_of_json(content) };
             match class {
-                Ok(class) => group.class = Some(class),
+                Ok(class) if extension == "cls" => group.class = Some(class),
+                Ok(class) => group.class_in_json = Some(class),
                 // A json file beside a cls file need not hold the class.
                 Err(what) if extension == "json" => group.problem = Some(what),
                 Err(what) => return Err(wrong(what)),
@@ -167,9 +170,12 @@ fn finish(
     shard: u32,
     samples: &mut Vec<Place>,
 ) -> Result<(), DatasetError> {
-    let Group { key, image, class, problem } = std::mem::take(group);
-    let lacks =
-        |what: &str| DatasetError::unsupported(map.name(), format!("sample '{key}' has no {what}"));
+    let Group { key, image, class, class_in_json, problem } = std::mem::take(group);
+    let class = class.or(class_in_json);
+    let lacks = |what: &str| {
+        let cure = "put it side by side with the sample's other files";
+        DatasetError::unsupported(map.name(), format!("sample '{key}' has no {what}; {cure}"))
+    };
     match (image, class) {
         (None, None) => Ok(()), // Other files.
         (None, Some(_)) => Err(lacks("image (.jpg, .jpeg, .png, .webp, .bmp, .ppm, .pgm)")),
@@ -197,7 +203,7 @@ fn class_of_text(content: &[u8]) -> Result<i64, String> {
     let text = content.get(..LABEL_BYTES_MAX.min(content.len())).unwrap_or_default();
     let text = String::from_utf8_lossy(text);
     check_class(text.trim().parse().ok())
-        .ok_or_else(|| format!("'{}' is no class number", shortened(text.trim())))
+        .ok_or_else(|| format!("'{}' is no class number: write 0, 1, …", shortened(text.trim())))
 }
 
 fn class_of_json(content: &[u8]) -> Result<i64, String> {

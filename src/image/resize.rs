@@ -4,18 +4,22 @@
 //! use, by at most [`DIFFERENCE_MAX`] in a byte (`tests/python/test_decode.py`).
 
 use fast_image_resize::images::{CroppedImage, Image as View, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::Image;
-use super::decode::Area;
+use super::geometry::{Layout, crop_into};
+use super::{CropRect, Image};
 
 /// Largest difference to Pillow's result in any byte.
 pub const DIFFERENCE_MAX: u8 = 1;
+
+/// Pixels of the result that the bilinear filter reaches, and one for rounding.
+const MARGIN: usize = 2;
 
 /// Resizes images; keeps its buffers. One per thread.
 #[derive(Debug, Default)]
 pub struct Scaler {
     resizer: Resizer,
+    wide: Image,
 }
 
 /// The part of an image to be resized, in pixels, and possibly not whole ones.
@@ -43,40 +47,99 @@ impl Scaler {
         (width, height): (usize, usize),
         dst: &mut Image,
     ) {
-        dst.width = width;
-        dst.height = height;
-        dst.channels = src.channels;
-        dst.data.resize(width * height * src.channels, 0);
-        let kind = if src.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-        let view = ImageRef::new(to_u32(src.width), to_u32(src.height), &src.data, kind);
-        let view = view.expect("an image has as many bytes as its shape says");
+        let view = view_of(src);
         // The frame's whole pixels: what the filter may look at.
         let (left, top) = (frame.x.floor(), frame.y.floor());
-        let area = Area {
-            x: to_usize(left),
-            y: to_usize(top),
-            width: to_usize((frame.x + frame.width).ceil() - left).min(src.width - to_usize(left)),
-            height: to_usize((frame.y + frame.height).ceil() - top).min(src.height - to_usize(top)),
+        let span = |start: f64, len: f64, first: f64, side: usize| {
+            let first_pixel = to_usize(first);
+            to_usize((start + len).ceil() - first).min(side - first_pixel)
         };
-        let view = CroppedImage::new(
-            &view,
-            to_u32(area.x),
-            to_u32(area.y),
-            to_u32(area.width),
-            to_u32(area.height),
-        );
+        let area_width = span(frame.x, frame.width, left, src.width);
+        let area_height = span(frame.y, frame.height, top, src.height);
+        let corner = (to_u32(to_usize(left)), to_u32(to_usize(top)));
+        let area = (to_u32(area_width), to_u32(area_height));
+        let view = CroppedImage::new(&view, corner.0, corner.1, area.0, area.1);
         let view = view.expect("the frame is in the image");
         let (x, y) = (frame.x - left, frame.y - top);
-        let (frame_width, frame_height) =
-            (frame.width.min(area.width as f64 - x), frame.height.min(area.height as f64 - y));
+        let frame_width = frame.width.min(area_width as f64 - x);
+        let frame_height = frame.height.min(area_height as f64 - y);
+        let part = Frame { x, y, width: frame_width, height: frame_height };
+        self.run(&view, src.channels, part, (width, height), dst);
+    }
+
+    /// The part `rect` of what [`Self::resize`] makes of `frame` at `size`, without making the rest
+    /// of it: the memory that it takes is that of the part. The whole of `src` must be the frame.
+    ///
+    /// # Panics
+    /// If the part is empty or not in the resized image.
+    pub fn resize_part(
+        &mut self,
+        src: &Image,
+        frame: Frame,
+        size: (usize, usize),
+        rect: CropRect,
+        dst: &mut Image,
+    ) {
+        // With what the filter sees beyond the part's edges: it does not look out of its frame.
+        let x = wider(rect.x, rect.width, size.0);
+        let y = wider(rect.y, rect.height, size.1);
+        let scaled =
+            |start: f64, len: f64, (first, n): (usize, usize), size: usize, side: usize| {
+                let scale = len / size as f64;
+                let part = (n as f64 * scale).min(side as f64);
+                // Rounding must not lead beyond the image's edge.
+                ((start + first as f64 * scale).clamp(0.0, side as f64 - part), part)
+            };
+        let (left, width) = scaled(frame.x, frame.width, x, size.0, src.width);
+        let (top, height) = scaled(frame.y, frame.height, y, size.1, src.height);
+        let part = Frame { x: left, y: top, width, height };
+        let mut wide = std::mem::take(&mut self.wide);
+        self.run(&view_of(src), src.channels, part, (x.1, y.1), &mut wide);
+        let offset = |start: i64, first: usize| start - i64::from(to_u32(first));
+        let inner = CropRect { x: offset(rect.x, x.0), y: offset(rect.y, y.0), ..rect };
+        let Image { width, height, channels, ref data } = wide;
+        crop_into(data, Layout::Hwc, width, height, channels, inner, dst);
+        self.wide = wide;
+    }
+
+    fn run(
+        &mut self,
+        view: &impl IntoImageView,
+        channels: usize,
+        part: Frame,
+        (width, height): (usize, usize),
+        dst: &mut Image,
+    ) {
+        dst.width = width;
+        dst.height = height;
+        dst.channels = channels;
+        dst.data.resize(width * height * channels, 0);
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
             .use_alpha(false)
-            .crop(x, y, frame_width, frame_height);
+            .crop(part.x, part.y, part.width, part.height);
+        let kind = pixel_type(channels);
         let out = View::from_slice_u8(to_u32(width), to_u32(height), &mut dst.data, kind);
         let mut out = out.expect("resized above");
-        self.resizer.resize(&view, &mut out, &options).expect("same pixels, a frame in the image");
+        self.resizer.resize(view, &mut out, &options).expect("same pixels, a frame in the image");
     }
+}
+
+/// A range of `side` pixels, wider by [`MARGIN`] on both ends: its first pixel, and how many.
+fn wider(start: i64, len: usize, side: usize) -> (usize, usize) {
+    let start = usize::try_from(start).expect("the part is in the resized image");
+    let first = start.saturating_sub(MARGIN);
+    (first, (start + len + MARGIN).min(side) - first)
+}
+
+fn view_of(src: &Image) -> ImageRef<'_> {
+    let kind = pixel_type(src.channels);
+    let view = ImageRef::new(to_u32(src.width), to_u32(src.height), &src.data, kind);
+    view.expect("an image has as many bytes as its shape says")
+}
+
+fn pixel_type(channels: usize) -> PixelType {
+    if channels == 1 { PixelType::U8 } else { PixelType::U8x3 }
 }
 
 fn to_u32(side: usize) -> u32 {

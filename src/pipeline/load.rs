@@ -52,7 +52,6 @@ pub(super) struct LoadScratch {
     decoder: Decoder,
     scaler: Scaler,
     source: Image,
-    resized: Image,
     buffer: Vec<u8>,
 }
 
@@ -76,14 +75,7 @@ impl Loading {
                 let size = (shared.image.width, shared.image.height);
                 let placement = place(&self.crop, size, rng)?;
                 let whole = Placed { x: 0, y: 0, reduce: 1 };
-                finish(
-                    &shared.image,
-                    whole,
-                    placement,
-                    &mut scratch.scaler,
-                    &mut scratch.resized,
-                    out,
-                );
+                finish(&shared.image, whole, placement, &mut scratch.scaler, out);
                 Ok(())
             }
         }
@@ -138,7 +130,7 @@ impl Loading {
         let whole = CropRect { x: 0, y: 0, width, height };
         crop_into(bytes, order, width, height, channels, whole, &mut scratch.source);
         let placed = Placed { x: 0, y: 0, reduce: 1 };
-        finish(&scratch.source, placed, placement, &mut scratch.scaler, &mut scratch.resized, out);
+        finish(&scratch.source, placed, placement, &mut scratch.scaler, out);
         Ok(())
     }
 
@@ -149,11 +141,11 @@ impl Loading {
         scratch: &mut LoadScratch,
         out: &mut Image,
     ) -> Result<(), LoadError> {
-        let LoadScratch { decoder, scaler, source, resized, .. } = scratch;
+        let LoadScratch { decoder, scaler, source, .. } = scratch;
         let mut opened = decoder.open(bytes, self.options)?;
         let placement = place(&self.crop, opened.size(), rng)?;
         let placed = self.decode(&mut opened, &placement, source)?;
-        finish(source, placed, placement, scaler, resized, out);
+        finish(source, placed, placement, scaler, out);
         Ok(())
     }
 
@@ -211,7 +203,6 @@ fn finish(
     placed: Placed,
     placement: Placement,
     scaler: &mut Scaler,
-    resized: &mut Image,
     out: &mut Image,
 ) {
     let take = |image: &Image, rect: CropRect, out: &mut Image| {
@@ -234,10 +225,7 @@ fn finish(
             };
             match crop {
                 None => scaler.resize(decoded, frame, size, out),
-                Some(rect) => {
-                    scaler.resize(decoded, frame, size, resized);
-                    take(resized, rect, out);
-                }
+                Some(rect) => scaler.resize_part(decoded, frame, size, rect, out),
             }
         }
     }

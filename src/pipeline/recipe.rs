@@ -324,8 +324,11 @@ impl Recipe {
             Crop::Pad { pad, .. } if pad > IMAGE_SIDE_MAX => {
                 Err(value_error("crop.pad", format!("at most {IMAGE_SIDE_MAX} pixels")))
             }
-            Crop::Center { resize: Some(resize), .. } if resize < size => {
-                Err(value_error("crop.resize", format!("must be at least crop.size = {size}")))
+            Crop::Center { resize: Some(resize), .. }
+                if !(size..=IMAGE_SIDE_MAX).contains(&resize) =>
+            {
+                let problem = format!("must be crop.size = {size} to {IMAGE_SIDE_MAX} pixels");
+                Err(value_error("crop.resize", problem))
             }
             Crop::RandomResized { scale: [lo, hi], .. } if !(lo > 0.0 && lo <= hi && hi <= 1.0) => {
                 Err(value_error("crop.scale", "give [lo, hi] with 0 < lo <= hi <= 1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ KINDS = ("truncated", "empty", "text")
 CROP = {"kind": "random-resized", "size": 16}
 
 
+BAD = {number for number in range(N_SAMPLES) if number % 20 in (4, 17)}
+
+
 def broken(kind: str, whole: bytes) -> bytes:
     """What is left of an image file."""
     return {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html>404</html>"}[kind]
@@ -26,7 +30,7 @@ def broken(kind: str, whole: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every tenth image is broken, in one of three ways. JPEG and PNG in turn."""
+    """Every tenth JPEG and every tenth PNG is broken, each in one of three ways."""
     root = tmp_path_factory.mktemp("corrupt")
     for number in range(N_SAMPLES):
         path = (
@@ -34,12 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         path.parent.mkdir(exist_ok=True)
         picture(60, 40, seed=number).save(path)
-        if number % 10 == 7:
-            path.write_bytes(broken(KINDS[number // 10 % 3], path.read_bytes()))
+        if number in BAD:
+            path.write_bytes(broken(KINDS[number // 20 % 3], path.read_bytes()))
     return root
-
-
-BAD = set(range(7, N_SAMPLES, 10))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_substitutes_take_the_places_of_bad_samples(daemon: ImageDaemon) -> None
     good = np.array([index not in BAD for index in indices])
     own = (indices * 2 // N_SAMPLES).astype(np.int64)
     assert (labels[good] == own[good]).all()
-    # Of twelve substitutes, about half come from the other class: labels go with the pixels.
+    # Of the substitutes, about half come from the other class: labels go with the pixels.
     assert 0 < (labels[~good] != own[~good]).sum() < len(BAD)
     assert all(image.std() > 1 for image in images[~good])
 
@@ -118,7 +119,7 @@ def test_fail_names_the_file_and_the_cure(daemon: ImageDaemon, folder: Path) -> 
         ):
             list(stream)
         text = str(error.value)
-        assert str(folder / "class0" / "007.png") in text, text
+        assert str(folder / "class0" / "004.jpg") in text, text
         assert 'set on_error = "substitute" or "skip"' in text, text
 
 
@@ -137,6 +138,46 @@ def test_bad_samples_are_counted_and_listed_once(daemon: ImageDaemon) -> None:
     assert status["counters"]["samples_bad"] == len(BAD)
     assert status["counters"]["samples_skipped"] >= 2 * len(BAD)
     assert daemon.log.read_text().count(" sample=") == len(BAD)
+
+
+def test_no_trace_of_a_damaged_jpeg_is_in_the_next_one(tmp_path: Path) -> None:
+    """Cuts in headers and data, wrong sizes, missing tables: each between good files."""
+    picture(60, 40, seed=3).save(tmp_path / "good.jpg", quality=90)
+    picture(60, 40, seed=4).save(tmp_path / "other.jpg", quality=10)
+    good, other = ((tmp_path / name).read_bytes() for name in ("good.jpg", "other.jpg"))
+    frame = good.index(b"\xff\xc0")
+    tables = good.index(b"\xff\xdb")
+    length = int.from_bytes(good[tables + 2 : tables + 4], "big")
+    damaged = [good[:cut] for cut in range(3, len(good), 61)]
+    damaged.append(good[: frame + 5] + b"\xff\xff\xff\xff" + good[frame + 9 :])
+    damaged.append(good[:tables] + good[tables + 2 + length :])
+    (tmp_path / "set" / "class").mkdir(parents=True)
+    for number, content in enumerate(damaged):
+        for place, whole in (("a", other), ("b", content), ("c", good)):
+            (tmp_path / "set" / "class" / f"{number:03}{place}.jpg").write_bytes(whole)
+    with ImageDaemon({"corrupt": {"train": tmp_path / "set"}}, "[workers]\nthreads = 1") as daemon:
+        daemon.start()
+        crop = {"kind": "center", "size": 64}
+        with loader(daemon, on_error="skip", shuffle=False, crop=crop) as stream:
+            images, _, indices, _ = epoch(stream)
+    assert list(indices) == [n for n in range(3 * len(damaged)) if n % 3 != 1]
+    for index, image in zip(indices, images, strict=True):
+        assert (image == images[0 if index % 3 == 0 else 1]).all()
+
+
+def test_what_is_no_file_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    picture(9, 9, seed=1).save(tmp_path / "class" / "a.png")
+    os.mkfifo(tmp_path / "class" / "pipe.png")
+    with ImageDaemon({"corrupt": {"train": tmp_path}}) as daemon:
+        with pytest.raises(AssertionError, match=r"pipe\.png: not a regular file; remove it"):
+            daemon.start()
+        (tmp_path / "class" / "pipe.png").unlink()
+        (tmp_path / "class" / "link.png").symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(AssertionError, match=r"link\.png: a link that leads to no"):
+            daemon.start()
+        (tmp_path / "class" / "link.png").unlink()
+        daemon.start()
 
 
 def test_a_file_that_is_gone_or_changed_is_no_bad_sample(tmp_path: Path) -> None:

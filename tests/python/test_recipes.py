@@ -197,6 +197,7 @@ def test_wrong_parts_are_refused_with_their_key(daemon: ImageDaemon) -> None:
         ({"erase": {"p": 2}}, "'erase': p must be 0 to 1"),
         ({"mix": {"p": 1}}, "give mixup, cutmix or both"),
         ({"views": 65}, "'views': must be 1 to 64"),
+        ({"crop": {"kind": "center", "size": 4, "resize": 60000}}, "crop.size = 4 to 16384"),
         ({"crop": {"kind": "none"}}, "'none' needs images of one size"),
         ({"on_error": "ignore"}, "unknown variant `ignore`"),
     ):

@@ -333,7 +333,13 @@ fn is_image(name: &str, extensions: &[&str]) -> bool {
 fn stamps_of(folder: &Path, names: &[String]) -> Result<Vec<Stamp>, DatasetError> {
     let stamp = |name: &String| {
         let path = folder.join(name);
-        stamp_of(&path).map_err(|cause| DatasetError::io(&path, cause))
+        stamp_of(&path).map_err(|cause| {
+            let is_link = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink());
+            let what = if is_link { "a link that leads to no readable file" } else { "" };
+            let separator = if is_link { ": " } else { "" };
+            let what = format!("{what}{separator}{cause}; remove it from the dataset");
+            DatasetError::unsupported(&path.display().to_string(), what)
+        })
     };
     let parts = in_parts(names.len(), |part| {
         part.map(|name_idx| stamp(&names[name_idx])).collect::<Result<Vec<_>, _>>()
@@ -361,6 +367,9 @@ fn in_parts<T: Send>(n: usize, work: impl Fn(std::ops::Range<usize>) -> T + Sync
 
 fn stamp_of(path: &Path) -> std::io::Result<Stamp> {
     let meta = fs::metadata(path)?;
+    if !meta.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
     Ok(Stamp { bytes: meta.size(), mtime_ns: mtime_ns(&meta) })
 }
 

@@ -11,9 +11,10 @@ mod index;
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::{Content, DatasetError, ImageKind, Label, LabelKind, Sample, Split, SplitInfo, digest};
@@ -94,7 +95,9 @@ impl Split for FolderSplit {
 /// Reads a file that must be as the index says.
 fn read_file(path: &Path, stamp: Stamp, buffer: &mut Vec<u8>) -> Result<(), DatasetError> {
     let stale = |what: String| DatasetError::Stale { path: path.display().to_string(), what };
-    let mut file = match File::open(path) {
+    // A pipe in its place must not keep this thread waiting for a writer.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("a small constant");
+    let mut file = match File::options().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
             return Err(stale("it is gone".to_owned()));
@@ -103,9 +106,16 @@ fn read_file(path: &Path, stamp: Stamp, buffer: &mut Vec<u8>) -> Result<(), Data
     };
     let fail = |cause| DatasetError::io(path, cause);
     let meta = file.metadata().map_err(fail)?;
+    if !meta.is_file() {
+        return Err(stale("it is no regular file any more".to_owned()));
+    }
     let now = Stamp { bytes: meta.size(), mtime_ns: index::mtime_ns(&meta) };
     if now != stamp {
-        return Err(stale(format!("it had {} bytes, and has {} now", stamp.bytes, now.bytes)));
+        return Err(stale(if now.bytes == stamp.bytes {
+            "another modification time".to_owned()
+        } else {
+            format!("it had {} bytes, and has {} now", stamp.bytes, now.bytes)
+        }));
     }
     if now.bytes > limits::ENCODED_BYTES_MAX {
         let what = format!(

@@ -232,12 +232,18 @@ fn read_schema(bytes: &[u8]) -> Result<(Columns, Vec<String>, usize), String> {
     let names: Vec<&str> = fields.iter().map(|field| field.name().unwrap_or("")).collect();
     let column = |wanted: &str| names.iter().position(|name| kind(name) == Some(wanted));
     let listed = || names.join(", ");
-    let image = column("Image")
-        .ok_or_else(|| format!("no column is an Image; its columns are {}", listed()))?;
+    let image = column("Image").ok_or_else(|| {
+        let columns = listed();
+        format!("no column is an Image; its columns are {columns}; cast_column(NAME, Image())")
+    })?;
     let label = names.iter().position(|name| *name == "label" && kind(name) == Some("ClassLabel"));
-    let label = label
-        .or_else(|| column("ClassLabel"))
-        .ok_or_else(|| format!("no column is a ClassLabel; its columns are {}", listed()))?;
+    let label = label.or_else(|| column("ClassLabel")).ok_or_else(|| {
+        let columns = listed();
+        format!(
+            "no column is a ClassLabel; its columns are {columns}; class_encode_column(NAME), and \
+                 save it anew"
+        )
+    })?;
     let class_names = features[names[label]]["names"].as_array().map(Vec::as_slice);
     let class_names: Option<Vec<String>> = class_names
         .unwrap_or_default()

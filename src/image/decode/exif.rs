@@ -13,6 +13,22 @@ const EXIF_PREFIX: &[u8] = b"Exif\0\0";
 /// The orientation that a JPEG file's first EXIF segment names; `None` if there is none, or what
 /// is there makes no sense. Only headers before the first scan are looked at.
 pub(super) fn of_jpeg(bytes: &[u8]) -> Option<Orientation> {
+    let mut found = None;
+    walk(bytes, |marker, segment| {
+        let exif = if marker == APP1 { segment.strip_prefix(EXIF_PREFIX) } else { None };
+        found = exif.map(Orientation::from_exif_chunk);
+        exif.is_none()
+    });
+    found.flatten()
+}
+
+/// Where the first scan's header begins; `None` if there is none.
+pub(super) fn scan_start(bytes: &[u8]) -> Option<usize> {
+    walk(bytes, |_, _| true)
+}
+
+/// Shows every segment before the first scan, until `go_on` says no; gives where the scan begins.
+fn walk(bytes: &[u8], mut go_on: impl FnMut(u8, &[u8]) -> bool) -> Option<usize> {
     let mut rest = bytes.strip_prefix(&[0xFF, 0xD8])?;
     loop {
         // Any number of fill bytes may stand before a marker.
@@ -25,15 +41,13 @@ pub(super) fn of_jpeg(bytes: &[u8]) -> Option<Orientation> {
             continue;
         }
         if *marker == START_OF_SCAN {
-            return None;
+            return Some(bytes.len() - rest.len());
         }
         let (len, _) = tail.split_first_chunk::<2>()?;
         let len = usize::from(u16::from_be_bytes(*len));
         let segment = tail.get(2..len)?;
-        if *marker == APP1
-            && let Some(exif) = segment.strip_prefix(EXIF_PREFIX)
-        {
-            return Orientation::from_exif_chunk(exif);
+        if !go_on(*marker, segment) {
+            return None;
         }
         rest = &tail[len..];
     }
@@ -93,6 +107,8 @@ mod tests {
         }
         assert_eq!(of_jpeg(&file(&[vec![0xFF, APP1, 0, 1]])), None, "shorter than its own length");
         assert_eq!(of_jpeg(b"\x89PNG"), None);
+        assert_eq!(scan_start(&after_scan), Some(2));
+        assert_eq!(scan_start(&found), None);
     }
 
     #[test]

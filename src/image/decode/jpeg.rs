@@ -2,7 +2,7 @@
 //!
 //! *Justification*: the safe wrapper on crates.io (`turbojpeg`) neither decodes a part of an image
 //! nor tells a warning from an error, and Pillow, whose results are kept to here, goes on after
-//! warnings. So this file calls the C functions of `turbojpeg-sys` itself.
+//! warnings, but not without an end-of-image marker. So this file calls the C functions of `turbojpeg-sys` itself.
 //!
 //! *Exactness*: the slow integer inverse DCT and smooth ("fancy") upsampling, as Pillow uses them.
 //! A part that is decoded alone equals the same part of the whole image bit for bit: the columns
@@ -13,14 +13,11 @@ use std::ffi::{CStr, c_int};
 
 use turbojpeg_sys as raw;
 
-use super::DecodeError;
+use super::{DecodeError, exif};
 
 /// Most scans of a progressive file: each costs a pass over the whole image, and a small file can
 /// hold very many.
 const SCANS_MAX: c_int = 500;
-
-/// How far from a file's last byte its end marker is looked for: some programs append data.
-const TRAILER_BYTES_MAX: usize = 64 * 1024;
 
 /// A JPEG file's colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +56,8 @@ pub(super) struct Part {
     pub(super) height: usize,
 }
 
-/// A decompressor, reused from image to image.
+/// A decompressor for one file. Another file needs a new one: tables stay in it, and would stand in
+/// for those that a damaged file lacks; after an error, so do pieces of the file.
 #[derive(Debug)]
 pub(super) struct Jpeg {
     handle: raw::tjhandle,
@@ -92,6 +90,9 @@ impl Jpeg {
     /// It is no JPEG file, or of a kind that is not read.
     #[allow(unsafe_code, reason = "see the module's Justification")]
     pub(super) fn open<'a>(&'a mut self, bytes: &'a [u8]) -> Result<OpenJpeg<'a>, DecodeError> {
+        if !has_end(bytes) {
+            return Err(DecodeError::damaged("no end-of-image marker: the file is cut off"));
+        }
         // SAFETY: the handle is alive (it is destroyed in Drop alone), pointer and length are those
         // of a live slice, which C only reads, and during this call alone.
         let code = unsafe {
@@ -117,7 +118,7 @@ impl Jpeg {
         };
         let is_lossless = self.get(raw::TJPARAM_TJPARAM_LOSSLESS) != 0;
         let mcu = match self.get(raw::TJPARAM_TJPARAM_SUBSAMP) {
-            _ if is_lossless || !has_end(bytes) => None,
+            _ if is_lossless => None,
             raw::TJSAMP_TJSAMP_444 | raw::TJSAMP_TJSAMP_GRAY => Some((8, 8)),
             raw::TJSAMP_TJSAMP_422 => Some((16, 8)),
             raw::TJSAMP_TJSAMP_420 => Some((16, 16)),
@@ -163,15 +164,16 @@ impl Jpeg {
     }
 }
 
-/// Whether the file has an end-of-image marker. In compressed data no other byte pair looks so.
+/// Whether the file has an end-of-image marker: in compressed data no other byte pair looks so, but
+/// a thumbnail in the headers may have one of its own.
 fn has_end(bytes: &[u8]) -> bool {
     const END: [u8; 2] = [0xFF, 0xD9];
 
     if bytes.ends_with(&END) {
         return true;
     }
-    let n_searched = bytes.len().min(TRAILER_BYTES_MAX);
-    bytes[bytes.len() - n_searched..].windows(2).any(|pair| pair == END)
+    let scan = exif::scan_start(bytes).and_then(|start| bytes.get(start..));
+    scan.is_some_and(|scan| scan.windows(2).any(|pair| pair == END))
 }
 
 /// A file whose header was read.
@@ -183,8 +185,7 @@ pub(super) struct OpenJpeg<'a> {
     pub(super) height: usize,
     pub(super) color: Color,
     /// Size of the blocks that can be decoded alone, in pixels; `None` where parts are not: unusual
-    /// samplings, lossless files, and files without an end, of which the whole must be seen to know
-    /// whether they are cut off.
+    /// samplings, and lossless files.
     mcu: Option<(usize, usize)>,
     is_lossless: bool,
 }
@@ -247,18 +248,10 @@ impl OpenJpeg<'_> {
         if code == 0 {
             return Ok(part);
         }
-        let message = self.jpeg.message();
-        if self.jpeg.is_warning() && (has_end(self.bytes) || !self.is_cut_off(&message)) {
+        if self.jpeg.is_warning() {
             return Ok(part); // Pillow goes on, too.
         }
-        Err(DecodeError::damaged(message))
-    }
-
-    /// Whether a file without an end lacks more than that, by the last warning: "Premature end of
-    /// JPEG file" alone comes when the end is looked for after the last row.
-    fn is_cut_off(&self, message: &str) -> bool {
-        let is_progressive = self.jpeg.get(raw::TJPARAM_TJPARAM_PROGRESSIVE) != 0;
-        is_progressive || !message.contains("Premature end of JPEG file")
+        Err(DecodeError::damaged(self.jpeg.message()))
     }
 
     /// The smallest part that can be decoded alone and holds `wanted` exactly: from a whole block

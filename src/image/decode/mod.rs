@@ -90,7 +90,8 @@ pub enum DecodeError {
     /// Larger than allowed.
     #[error(
         "{width}x{height} pixels, but at most {max_side} a side and {max_pixels} in all are \
-         allowed; if the image is no bomb, raise images.max_side or images.max_pixels"
+         allowed; if the image is no bomb, raise images.max_side or images.max_pixels in the \
+         daemon's configuration"
     )]
     TooLarge {
         /// Columns.
@@ -168,7 +169,7 @@ impl Decoder {
         let format = Format::of(bytes)
             .ok_or_else(|| DecodeError::UnknownFormat { found: describe(bytes) })?;
         let (stored, orientation, is_gray, is_reducible) = if format == Format::Jpeg {
-            let jpeg = self.jpeg()?.open(bytes)?;
+            let jpeg = self.jpeg.insert(Jpeg::new()?).open(bytes)?;
             let orientation = if options.turn { exif::of_jpeg(bytes) } else { None };
             let is_reducible = jpeg.is_reducible();
             let is_gray = jpeg.color == jpeg::Color::Gray;
@@ -184,13 +185,6 @@ impl Decoder {
         check_size(stored, &options.limits)?;
         let decoder = self;
         Ok(Opened { decoder, bytes, format, options, orientation, stored, is_gray, is_reducible })
-    }
-
-    fn jpeg(&mut self) -> Result<&mut Jpeg, DecodeError> {
-        if self.jpeg.is_none() {
-            self.jpeg = Some(Jpeg::new()?);
-        }
-        Ok(self.jpeg.as_mut().expect("made above"))
     }
 }
 

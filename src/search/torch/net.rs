@@ -249,7 +249,8 @@ mod tests {
     fn net(name: &str, seed: u64) -> (Plan, Net) {
         let labels = LabelKind::Class { n_classes: 10 };
         let (dtype, layout) = (Dtype::F32, Layout::Nhwc);
-        let shape = OutputShape { height: 32, width: 32, channels: 3, dtype, layout, labels };
+        let shape =
+            OutputShape { views: 1, height: 32, width: 32, channels: 3, dtype, layout, labels };
         let plan = ModelSpec::parse(name).expect("known").plan(&shape).expect("has layers");
         let net = Net::new(&plan, 10, seed, Precision::F32, Device::Cpu).expect("makes");
         (plan, net)

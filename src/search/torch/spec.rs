@@ -275,6 +275,7 @@ mod tests {
 
     fn shape(side: usize) -> OutputShape {
         OutputShape {
+            views: 1,
             height: side,
             width: side,
             channels: 3,
