@@ -209,9 +209,11 @@ def rates(data: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
     if peers:
         report["ffcv jpeg0"] = {"images_per_second": statistics.median(peers)}
-        report["jpeg / ffcv jpeg0"] = statistics.median(
-            ours / theirs for (ours, _), theirs in zip(found["jpeg"], peers, strict=True)
-        )
+        for name in ("jpeg", "jpeg-u8"):
+            pairs = zip(found[name], peers, strict=True)
+            report[f"{name} / ffcv jpeg0"] = statistics.median(
+                own / peer for (own, _), peer in pairs
+            )
     return report
 
 

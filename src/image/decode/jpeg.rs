@@ -2,7 +2,8 @@
 //!
 //! *Justification*: the safe wrapper on crates.io (`turbojpeg`) neither decodes a part of an image
 //! nor tells a warning from an error, and Pillow, whose results are kept to here, goes on after
-//! warnings, but not without an end-of-image marker. So this file calls the C functions of `turbojpeg-sys` itself.
+//! warnings, but not without an end-of-image marker. So this file calls the C functions of
+//! `turbojpeg-sys` itself.
 //!
 //! *Exactness*: the slow integer inverse DCT and smooth ("fancy") upsampling, as Pillow uses them.
 //! A part that is decoded alone equals the same part of the whole image bit for bit: the columns
