@@ -5,9 +5,10 @@
     python clients/examples/sweep.py learning-rates
 
 With `policies` each trainer has a stream of its own: the same samples in the same order, augmented
-by another policy. With `learning-rates` all trainers want the same batches, so they join one
-broadcast group: the daemon makes each batch once, and all read it from the same memory. Nobody
-waits for anybody; a trainer that falls too far behind gets the same batches made anew.
+by another policy; image files are decoded once for all of them. With `learning-rates` all trainers
+want the same batches, so they join one broadcast group: the daemon makes each batch once, and all
+read it from the same memory. Nobody waits for anybody; a trainer that falls too far behind gets the
+same batches made anew.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def run(trial: Trial, arguments: argparse.Namespace, n_trials: int) -> float:
         arguments.dataset, batch_size=arguments.batch_size, **trial.stream, **common
     ) as loader:
         assert loader.n_classes is not None, "the labels are classes"
-        model = small_cnn(loader.image_shape[0], loader.n_classes)
+        n_channels, side, _ = loader.image_shape
+        model = small_cnn(n_channels, loader.n_classes)
         optimizer = torch.optim.SGD(
             model.parameters(), lr=trial.learning_rate, momentum=0.9, nesterov=True
         )
@@ -100,7 +102,7 @@ def run(trial: Trial, arguments: argparse.Namespace, n_trials: int) -> float:
         split="test",
         batch_size=1000,
         shuffle=False,
-        crop={"kind": "none"},
+        crop={"kind": "center", "size": side},
         hflip=False,
         policy="none",
         **common,

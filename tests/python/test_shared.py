@@ -3,6 +3,9 @@ it changes no byte."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from fastaa import _control
-from support import ImageDaemon
+from support import CLIENT_SRC, ROOT, ImageDaemon
 from test_images import picture
 
 N_SAMPLES = 96
@@ -78,3 +81,28 @@ def test_sharing_changes_no_byte(daemon: ImageDaemon) -> None:
     after = counters(daemon)
     assert after["images_decoded_for_several"] > 0
     assert after["images_taken_decoded"] > 0
+
+
+def test_a_sweep_of_three_policies_shares_the_decode(folder: Path) -> None:
+    """The example, on image files: three trainers with a stream and a policy each."""
+    defaults = 'crop = { kind = "random-resized", size = 32 }'
+    with ImageDaemon({"shared": {"train": folder, "test": folder}}) as daemon:
+        config = daemon.config.read_text().replace(
+            'policy = "none"', f'policy = "none"\n{defaults}'
+        )
+        daemon.config.write_text(config)
+        daemon.start()
+        script = ROOT / "clients" / "examples" / "sweep.py"
+        options = ["--dataset", "shared", "--epochs", "3", "--batch-size", "16"]
+        done = subprocess.run(
+            [sys.executable, script, "policies", *options, "--runtime-dir", daemon.runtime_dir],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=dict(os.environ, PYTHONPATH=str(CLIENT_SRC)),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("test accuracy after 3 epochs:")
+        counts = counters(daemon)
+    assert counts["images_decoded_for_several"] > 0
+    assert counts["images_taken_decoded"] > 0
