@@ -55,8 +55,8 @@ pub(super) fn open_for_verify(
     }
 }
 
-/// The splits that the dataset at `path` has: those of the usual names first ([`SPLITS`]), then
-/// others by name. A file, and a folder of class folders, has one.
+/// The splits that the dataset at `path` has: those of the usual names first (train, val, valid,
+/// validation, dev, test), then others by name. A file, and a folder of class folders, has one.
 ///
 /// # Errors
 /// Nothing is at the path, or nothing that is a dataset.
