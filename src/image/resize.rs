@@ -1,16 +1,13 @@
 //! Resizing, antialiased bilinear, by `fast_image_resize`.
 //!
 //! Differs from Pillow's `resize(…, BILINEAR)`, which torchvision's transforms of Pillow images
-//! use, by at most [`DIFFERENCE_MAX`] in a byte (`tests/python/test_decode.py`).
+//! use, by at most 1 in any byte (`tests/python/test_images.py`).
 
 use fast_image_resize::images::{CroppedImage, Image as View, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::geometry::{Layout, crop_into};
 use super::{CropRect, Image};
-
-/// Largest difference to Pillow's result in any byte.
-pub const DIFFERENCE_MAX: u8 = 1;
 
 /// Pixels of the result that the bilinear filter reaches, and one for rounding.
 const MARGIN: usize = 2;

@@ -1,7 +1,7 @@
 //! Encoded images: what a file's header says, and its pixels, whole or in part.
 //!
 //! Owns formats, colours and limits. The results are Pillow's, byte for byte
-//! (`tests/python/test_decode.py`): of `convert("RGB")` for three channels, of `convert("L")` for
+//! (`tests/python/test_images.py`): of `convert("RGB")` for three channels, of `convert("L")` for
 //! one. JPEG is libjpeg-turbo's, PNG, WebP, BMP and PNM are the `image` crate's.
 //!
 //! **Limits**: sizes are read from headers and refused before memory is taken for pixels.
@@ -135,7 +135,8 @@ pub struct Placed {
     pub reduce: usize,
 }
 
-/// Decoders and buffers that are reused from image to image; one per thread.
+/// Buffers that are reused from image to image, and the decompressor of the last JPEG; one per
+/// thread.
 #[derive(Debug, Default)]
 pub struct Decoder {
     jpeg: Option<Jpeg>,
