@@ -59,10 +59,11 @@ impl StreamProvider for Provider {
         self.store.resolve(&recipe.policy, &request.dataset).map_err(refuse_policy)?;
         let recipe_json = serde_json::to_string(&recipe)
             .map_err(|error| Refusal::new(ErrorCode::Internal, error.to_string()))?;
-        let decoded = match split.info().images {
+        let shared = match split.info().images {
             ImageKind::Encoded { .. } => {
                 let split_id = Arc::as_ptr(&split).cast::<()>().addr();
-                Some(self.decoded.join(split_id, compiled.decode_options()))
+                let options = compiled.decode_options();
+                Some(self.decoded.join(split_id, options, request.seed, compiled.crop_key()))
             }
             ImageKind::Raw { .. } => None,
         };
@@ -72,7 +73,7 @@ impl StreamProvider for Provider {
                 recipe: compiled,
                 seed: request.seed,
                 shuffle: request.shuffle,
-                decoded,
+                shared,
                 on_error: recipe.on_error,
                 bad_samples: Some(self.quarantine.of(opened)),
             }),

@@ -55,6 +55,11 @@ impl OutputShape {
         self.height * self.width * self.channels * self.dtype.bytes()
     }
 
+    /// Pixels of one image.
+    pub fn n_pixels(&self) -> usize {
+        self.height * self.width
+    }
+
     /// Bytes of one sample's label.
     pub fn label_bytes(&self) -> usize {
         match self.labels {
@@ -98,6 +103,7 @@ impl SlotLayout {
 /// Memory that a worker thread reuses from sample to sample.
 #[derive(Debug, Default)]
 pub struct RenderScratch {
+    loaded: Image,
     image: Image,
     load: LoadScratch,
     augment: Scratch,
@@ -140,7 +146,7 @@ pub struct SampleKey {
 
 impl SampleKey {
     /// The key of a view: the first has the sample's own, others seeds of their own.
-    fn of_view(self, view: u64) -> Self {
+    pub(super) fn of_view(self, view: u64) -> Self {
         match view {
             0 => self,
             _ => Self { seed: mix64(self.seed ^ mix64(view)), ..self },
@@ -210,6 +216,12 @@ impl CompiledRecipe {
         self.loading.options
     }
 
+    /// All that loaded images depend on beside the split, how it is decoded and the seed.
+    pub fn crop_key(&self) -> String {
+        let Loading { crop, decode, options: _ } = &self.loading;
+        format!("{crop:?} {decode:?}")
+    }
+
     /// Whether this sample's pixels are those of its whole image's decode, so that `shared` gives
     /// the same bytes as the file.
     pub fn can_share(&self, shared: &SharedImage, key: SampleKey) -> bool {
@@ -247,28 +259,17 @@ impl CompiledRecipe {
             Content::Raw(image) => Source::Raw(image),
             Content::Encoded(bytes) => Source::Encoded(bytes),
         };
-        self.render_source(source, policy, key, scratch, out)
-    }
-
-    /// As [`Self::render`], from any source.
-    ///
-    /// # Errors
-    /// As [`Self::render`].
-    pub fn render_source(
-        &self,
-        source: Source<'_>,
-        policy: &PreparedPolicy,
-        key: SampleKey,
-        scratch: &mut RenderScratch,
-        out: &mut [u8],
-    ) -> Result<(), LoadError> {
         for (view, out) in (0_u64..).zip(out.chunks_exact_mut(self.shape.image_bytes())) {
             self.render_view(source, policy, key.of_view(view), scratch, out)?;
         }
         Ok(())
     }
 
-    fn render_view(
+    /// One view of a sample, from any source; `key` is the view's.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(super) fn render_view(
         &self,
         source: Source<'_>,
         policy: &PreparedPolicy,
@@ -276,8 +277,40 @@ impl CompiledRecipe {
         scratch: &mut RenderScratch,
         out: &mut [u8],
     ) -> Result<(), LoadError> {
+        let mut loaded = std::mem::take(&mut scratch.loaded);
+        let result = self.load(source, key, scratch, &mut loaded);
+        if result.is_ok() {
+            self.finish(&loaded, policy, key, scratch, out);
+        }
+        scratch.loaded = loaded;
+        result
+    }
+
+    /// The pixels that augmentation begins with: a function of source, crop and key.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(super) fn load(
+        &self,
+        source: Source<'_>,
+        key: SampleKey,
+        scratch: &mut RenderScratch,
+        out: &mut Image,
+    ) -> Result<(), LoadError> {
+        self.loading.load(source, key.rng(Purpose::Crop), &mut scratch.load, out)
+    }
+
+    /// All that comes after [`Self::load`].
+    pub(super) fn finish(
+        &self,
+        loaded: &Image,
+        policy: &PreparedPolicy,
+        key: SampleKey,
+        scratch: &mut RenderScratch,
+        out: &mut [u8],
+    ) {
         let image = &mut scratch.image;
-        self.loading.load(source, key.rng(Purpose::Crop), &mut scratch.load, image)?;
+        image.clone_from(loaded);
         if self.hflip && key.rng(Purpose::Flip).coin() {
             flip_horizontal(image);
         }
@@ -297,7 +330,6 @@ impl CompiledRecipe {
             erase(image, own, self.fill, &mut key.rng(Purpose::Erase));
         }
         self.write(image, out);
-        Ok(())
     }
 
     /// Whether pairs of samples are mixed.

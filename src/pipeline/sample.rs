@@ -17,7 +17,7 @@ use crate::random::{Purpose, SampleRng};
 use super::load::{LoadError, Source};
 use super::recipe::OnError;
 use super::render::{CompiledRecipe, RenderScratch, SampleKey, write_label};
-use super::shared::{Membership, SharedImage};
+use super::shared::{Claim, ImagePlace, Membership, SharedImage};
 use super::workers::StreamSpec;
 
 /// Samples that are tried in the place of one that cannot be read.
@@ -139,54 +139,122 @@ fn render(
 ) -> Result<(), Failure> {
     let SampleScratch { render, decoder, file } = scratch;
     let recipe = &spec.recipe;
-    if let Some(decoded) = &spec.decoded
-        && let Some(image) = decoded.get(sample_idx)
-        && recipe.can_share(&image, key)
-    {
-        write_label(spec.split.label(sample_idx)?, label);
-        let rendered = recipe.render_source(Source::Shared(&image), policy, key, render, pixels);
-        decoded.give_back(image);
-        return Ok(rendered?);
+    let Some(shared) = &spec.shared else {
+        let sample = spec.split.sample(sample_idx, file)?;
+        write_label(sample.label, label);
+        return Ok(recipe.render(&sample, policy, key, render, pixels)?);
+    };
+    write_label(spec.split.label(sample_idx)?, label);
+    let shape = recipe.shape();
+    // A substitute is seen through another sample's draws: nobody else sees it so.
+    let is_own = sample_idx == key.sample_idx;
+    let (mut fetched, mut file) = (None, Some(file));
+    for (view, out) in (0_u64..).zip(pixels.chunks_exact_mut(shape.image_bytes())) {
+        let place = ImagePlace { sample_idx, epoch: key.epoch, view };
+        let claim = if is_own { shared.claim(place, shape.n_pixels()) } else { Claim::Alone };
+        if let Claim::Ready(image) = claim {
+            recipe.finish(&image.image, policy, key.of_view(view), render, out);
+            shared.give_back(image);
+            continue;
+        }
+        if let Some(file) = file.take() {
+            fetched = Some(fetch(spec, shared, sample_idx, key, decoder, file)?);
+        }
+        let source = fetched.as_ref().expect("fetched for the first view that needs it").source();
+        match claim {
+            Claim::Mine(making) => {
+                let mut image = shared.spare();
+                recipe.load(source, key.of_view(view), render, &mut image.image)?;
+                let image = Arc::new(image);
+                making.put(Arc::clone(&image));
+                recipe.finish(&image.image, policy, key.of_view(view), render, out);
+                shared.give_back(image);
+            }
+            _ => recipe.render_view(source, policy, key.of_view(view), render, out)?,
+        }
     }
-    let sample = spec.split.sample(sample_idx, file)?;
-    write_label(sample.label, label);
-    if let (Content::Encoded(bytes), Some(decoded)) = (sample.content, &spec.decoded)
-        && let Some(image) = decode_whole(bytes, decoded, recipe, key, decoder)?
-    {
-        decoded.put(sample_idx, Arc::clone(&image));
-        let is_same = recipe.can_share(&image, key);
-        let source = if is_same { Source::Shared(&image) } else { Source::Encoded(bytes) };
-        let rendered = recipe.render_source(source, policy, key, render, pixels);
-        decoded.give_back(image);
-        return Ok(rendered?);
+    if let (Some(Fetched::Whole(image)), Some(whole)) = (fetched, shared.whole()) {
+        whole.give_back(image);
     }
-    Ok(recipe.render(&sample, policy, key, render, pixels)?)
+    Ok(())
+}
+
+/// What a sample's views are made of.
+enum Fetched<'a> {
+    Whole(Arc<SharedImage>),
+    File(&'a [u8]),
+}
+
+impl Fetched<'_> {
+    fn source(&self) -> Source<'_> {
+        match self {
+            Self::Whole(image) => Source::Shared(image),
+            Self::File(bytes) => Source::Encoded(bytes),
+        }
+    }
+}
+
+/// Takes the whole image from the window, or reads the file; decodes all of it where that pays.
+fn fetch<'a>(
+    spec: &'a StreamSpec,
+    shared: &Membership,
+    sample_idx: u64,
+    key: SampleKey,
+    decoder: &mut Decoder,
+    file: &'a mut Vec<u8>,
+) -> Result<Fetched<'a>, Failure> {
+    let recipe = &spec.recipe;
+    let place = ImagePlace { sample_idx, ..ImagePlace::default() };
+    if let Some(whole) = shared.whole()
+        && let Some(image) = whole.get(place)
+    {
+        if recipe.can_share(&image, key) {
+            return Ok(Fetched::Whole(image));
+        }
+        whole.give_back(image);
+    }
+    let Content::Encoded(bytes) = spec.split.sample(sample_idx, file)?.content else {
+        unreachable!("streams of image files alone share");
+    };
+    let Some(whole) = shared.whole() else { return Ok(Fetched::File(bytes)) };
+    let is_same = |image: &Arc<SharedImage>| recipe.can_share(image, key);
+    let image = decode_whole(bytes, whole, place, recipe, key, decoder)?.filter(is_same);
+    Ok(image.map_or(Fetched::File(bytes), Fetched::Whole))
 }
 
 /// Decodes a whole image for all streams and views that want it; `None` where each is better off
 /// alone.
 fn decode_whole(
     bytes: &[u8],
-    decoded: &Membership,
+    whole: &Membership,
+    place: ImagePlace,
     recipe: &CompiledRecipe,
     key: SampleKey,
     decoder: &mut Decoder,
 ) -> Result<Option<Arc<SharedImage>>, LoadError> {
     let views = recipe.shape().views;
-    let n_takers = decoded.n_members() * views;
+    let n_takers = whole.n_members() * views;
     if n_takers < 2 {
         return Ok(None);
     }
     let mut opened = decoder.open(bytes, recipe.decode_options())?;
     let (width, height) = opened.size();
     let is_reducible = opened.is_reducible();
-    if !(views > 1 || decoded.is_worthwhile(width * height))
-        || !recipe.should_share((width, height), is_reducible, n_takers - 1, key)
-    {
+    if !recipe.should_share((width, height), is_reducible, n_takers - 1, key) {
         return Ok(None);
     }
-    let mut shared = decoded.spare();
-    shared.is_reducible = is_reducible;
-    opened.decode(&mut shared.image)?;
-    Ok(Some(Arc::new(shared)))
+    let making = match whole.claim(place, width * height) {
+        Claim::Ready(image) => return Ok(Some(image)),
+        Claim::Mine(making) => Some(making),
+        Claim::Alone if views > 1 => None,
+        Claim::Alone => return Ok(None),
+    };
+    let mut image = whole.spare();
+    image.is_reducible = is_reducible;
+    opened.decode(&mut image.image)?;
+    let image = Arc::new(image);
+    if let Some(making) = making {
+        making.put(Arc::clone(&image));
+    }
+    Ok(Some(image))
 }

@@ -1,14 +1,16 @@
-//! Decoded images that several streams use: one decode, many augmentations.
+//! Images that several streams use: made once, augmented by each.
 //!
-//! Owns a bounded window of whole images, by (split, sample, how it was decoded). Streams join for
-//! as long as they live; a single one never stores anything. An image is dropped when as many have
-//! taken it as there were others to take it, or when newer ones need its place: whoever comes later
-//! decodes for himself. What is in the window never changes a byte of a sample: what a stream would
-//! not take from its own whole decode, it does not take from here (`load`).
+//! Owns a bounded window of two kinds of images. **Loaded** ones are decoded, cropped and resized:
+//! they are the same for streams of one split, seed and crop, whatever their policies. **Whole**
+//! ones are decoded only, and serve streams whose crops differ. An image is dropped when as many
+//! have taken it as there were others to take it, or when newer ones need its place: whoever comes
+//! later makes it for himself. A single stream never stores anything. What is in the window never
+//! changes a byte of a sample: what a stream would not make of its own whole decode, it does not
+//! make of one from here (`load`).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::image::Image;
 use crate::image::decode::DecodeOptions;
@@ -16,78 +18,101 @@ use crate::image::decode::DecodeOptions;
 /// Images after which it is asked whether anybody took them.
 const TRIAL_IMAGES: u32 = 128;
 
-/// Samples for which streams that gain nothing from the window decode for themselves, before it is
-/// tried again: their orders differ, or they are too far apart.
-const REST_SAMPLES: u32 = 2048;
+/// Images that streams which gain nothing from the window make for themselves, before it is tried
+/// again: their orders differ, or they are too far apart.
+const REST_IMAGES: u32 = 2048;
 
 /// Images whose memory is kept for the next ones.
 const SPARE_MAX: usize = 16;
 
-/// A whole image.
+/// An image in the window.
 #[derive(Debug, Default)]
 pub struct SharedImage {
     /// Its pixels.
     pub image: Image,
-    /// Whether its decoder could have reduced it, which some crops want instead.
+    /// Whether its decoder could have reduced it, which some crops want instead. Of whole images.
     pub is_reducible: bool,
 }
 
-/// Whose images, decoded how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which image of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ImagePlace {
+    /// Of which sample.
+    pub sample_idx: u64,
+    /// In which epoch its crop was drawn; 0 of whole images.
+    pub epoch: u64,
+    /// By which view; 0 of whole images.
+    pub view: u64,
+}
+
+/// What all images of a kind have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     split: usize,
     options: DecodeOptions,
+    /// Seed and crop of loaded images; `None`: whole ones.
+    loading: Option<(u64, String)>,
 }
+
+type Key = (u64, ImagePlace);
 
 /// The window, for all datasets of a daemon.
 #[derive(Debug)]
 pub struct DecodedWindow {
     bytes_max: usize,
     state: Mutex<State>,
+    /// Told when an image that was being made is there, or will not be.
+    made: Condvar,
     counters: SharedCounters,
 }
 
 /// Counters of the window, since its making.
 #[derive(Debug, Default)]
 pub struct SharedCounters {
-    /// Whole images that were decoded for several streams.
+    /// Images that were made for several streams.
     pub decoded: AtomicU64,
-    /// Times that another stream took one of them instead of decoding for itself.
+    /// Times that another stream took one of them instead of making it itself.
     pub taken: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Streams by kind.
     members: HashMap<Kind, Arc<Members>>,
-    images: HashMap<(Kind, u64), Entry>,
+    images: HashMap<Key, Entry>,
     /// Oldest first; entries that are gone are skipped by their number.
-    order: VecDeque<((Kind, u64), u64)>,
+    order: VecDeque<(Key, u64)>,
     bytes: usize,
     next_number: u64,
     spare: Vec<SharedImage>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    image: Arc<SharedImage>,
-    n_left: usize,
-    number: u64,
+enum Entry {
+    /// Some worker is at it.
+    Making,
+    Ready {
+        image: Arc<SharedImage>,
+        n_left: usize,
+        number: u64,
+    },
 }
 
-/// The streams of one kind, and whether sharing pays for them.
-#[derive(Debug, Default)]
+/// The members of one kind, and whether sharing pays for them.
+#[derive(Debug)]
 struct Members {
+    id: u64,
     n: AtomicUsize,
     /// Images of the trial under way: put into the window, and taken from it.
     n_put: AtomicU32,
     n_taken: AtomicU32,
-    /// Samples until the next trial.
+    /// Images until the next trial.
     n_rest: AtomicU32,
+    /// Their one part in the whole images, from which they make theirs.
+    whole: Option<Membership>,
 }
 
 impl Members {
-    /// Whether an image should be decoded for all. Counts are rough on purpose: threads race here,
+    /// Whether an image should be made for all. Counts are rough on purpose: threads race here,
     /// and what they decide changes costs, never pixels.
     fn should_try(&self) -> bool {
         let n_rest = self.n_rest.load(Ordering::Relaxed);
@@ -101,13 +126,13 @@ impl Members {
         let n_put = self.n_put.swap(0, Ordering::Relaxed);
         let is_useful = self.n_taken.swap(0, Ordering::Relaxed) >= n_put / 2;
         if !is_useful {
-            self.n_rest.store(REST_SAMPLES, Ordering::Relaxed);
+            self.n_rest.store(REST_IMAGES, Ordering::Relaxed);
         }
         is_useful
     }
 }
 
-/// A stream's part in the window; ends when it is dropped.
+/// A part in the images of one kind; ends when it is dropped.
 #[derive(Debug)]
 pub struct Membership {
     window: Arc<DecodedWindow>,
@@ -115,20 +140,66 @@ pub struct Membership {
     members: Arc<Members>,
 }
 
+/// What is to be done for an image.
+#[derive(Debug)]
+pub enum Claim<'a> {
+    /// Here it is.
+    Ready(Arc<SharedImage>),
+    /// Make it, for the others, too, who wait for it until then.
+    Mine(Making<'a>),
+    /// Make it for yourself.
+    Alone,
+}
+
+/// The promise to make an image; without [`Self::put`] it is taken back.
+#[derive(Debug)]
+pub struct Making<'a> {
+    membership: &'a Membership,
+    place: ImagePlace,
+}
+
 impl DecodedWindow {
     /// A window of at most `bytes_max` bytes of pixels; 0: nothing is shared.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        let (state, counters) = (Mutex::default(), SharedCounters::default());
-        Arc::new(Self { bytes_max, state, counters })
+        Arc::new(Self {
+            bytes_max,
+            state: Mutex::default(),
+            made: Condvar::new(),
+            counters: SharedCounters::default(),
+        })
     }
 
-    /// Joins a stream that reads the split numbered `split`, decoded so.
-    pub fn join(self: &Arc<Self>, split: usize, options: DecodeOptions) -> Membership {
-        let kind = Kind { split, options };
+    /// Joins a stream that reads the split numbered `split`, decoded so, whose crops are drawn by
+    /// `seed` and `crop` (all that they depend on, in any words).
+    pub fn join(
+        self: &Arc<Self>,
+        split: usize,
+        options: DecodeOptions,
+        seed: u64,
+        crop: String,
+    ) -> Membership {
+        let loaded = Kind { split, options, loading: Some((seed, crop)) };
+        let whole = Kind { split, options, loading: None };
         let mut state = self.lock();
-        let members = Arc::clone(state.members.entry(kind).or_default());
+        let whole =
+            (!state.members.contains_key(&loaded)).then(|| self.join_kind(&mut state, whole, None));
+        self.join_kind(&mut state, loaded, whole)
+    }
+
+    fn join_kind(
+        self: &Arc<Self>,
+        state: &mut State,
+        kind: Kind,
+        whole: Option<Membership>,
+    ) -> Membership {
+        let id = state.next_number;
+        state.next_number += 1;
+        let members = state.members.entry(kind.clone()).or_insert_with(|| {
+            let (n, [n_put, n_taken, n_rest]) = (AtomicUsize::new(0), Default::default());
+            Arc::new(Members { id, n, n_put, n_taken, n_rest, whole })
+        });
         members.n.fetch_add(1, Ordering::Relaxed);
-        Membership { window: Arc::clone(self), kind, members }
+        Membership { window: Arc::clone(self), kind, members: Arc::clone(members) }
     }
 
     /// What it was good for.
@@ -136,114 +207,166 @@ impl DecodedWindow {
         &self.counters
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Membership {
-    /// Streams that read the same images, this one included.
+    /// How many members there are, this one included.
     pub fn n_members(&self) -> usize {
         self.members.n.load(Ordering::Relaxed)
     }
 
-    /// Whether decoding a whole image can pay: somebody else may want it, there is room, and the
-    /// last ones were taken.
-    pub fn is_worthwhile(&self, n_pixels: usize) -> bool {
-        let bytes = n_pixels.saturating_mul(self.kind.options.channels);
-        self.n_members() > 1
-            && bytes.saturating_mul(2) <= self.window.bytes_max
-            && self.members.should_try()
+    /// The whole images that this kind's are made of. All its members together are one there.
+    pub fn whole(&self) -> Option<&Self> {
+        self.members.whole.as_ref()
     }
 
-    /// The sample's image, if it is in the window.
-    pub fn get(&self, sample_idx: u64) -> Option<Arc<SharedImage>> {
+    /// The image, if it is in the window or being made for it, which is waited for.
+    pub fn get(&self, place: ImagePlace) -> Option<Arc<SharedImage>> {
         if self.n_members() < 2 {
             return None;
         }
-        let mut state = self.window.lock();
-        let entry = state.images.get_mut(&(self.kind, sample_idx))?;
-        entry.n_left -= 1;
-        let image = Arc::clone(&entry.image);
-        if entry.n_left == 0 {
-            state.forget((self.kind, sample_idx));
+        self.wait_for(self.window.lock(), place).1
+    }
+
+    /// What to do for an image of `n_pixels`: it is there, or the others want it as well, or nobody
+    /// else does, or there is no room, or the last ones were not taken.
+    pub fn claim(&self, place: ImagePlace, n_pixels: usize) -> Claim<'_> {
+        if self.n_members() < 2 {
+            return Claim::Alone;
+        }
+        let (mut state, ready) = self.wait_for(self.window.lock(), place);
+        if let Some(image) = ready {
+            return Claim::Ready(image);
+        }
+        let bytes = n_pixels.saturating_mul(self.kind.options.channels);
+        if bytes.saturating_mul(2) > self.window.bytes_max || !self.members.should_try() {
+            return Claim::Alone;
+        }
+        state.images.insert((self.members.id, place), Entry::Making);
+        Claim::Mine(Making { membership: self, place })
+    }
+
+    /// Takes an image; whoever finds one in the making waits.
+    fn wait_for<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        place: ImagePlace,
+    ) -> (MutexGuard<'a, State>, Option<Arc<SharedImage>>) {
+        let key = (self.members.id, place);
+        while let Some(Entry::Making) = state.images.get(&key) {
+            state = self.window.made.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let Some(Entry::Ready { image, n_left, .. }) = state.images.get_mut(&key) else {
+            return (state, None);
+        };
+        *n_left -= 1;
+        let (image, is_last) = (Arc::clone(image), *n_left == 0);
+        if is_last {
+            state.forget(key);
         }
         self.members.n_taken.fetch_add(1, Ordering::Relaxed);
         self.window.counters.taken.fetch_add(1, Ordering::Relaxed);
-        Some(image)
+        (state, Some(image))
     }
 
-    /// An image to decode into: one that is not needed any more, with its memory.
+    /// An image to make: one that is not needed any more, with its memory.
     pub fn spare(&self) -> SharedImage {
         self.window.lock().spare.pop().unwrap_or_default()
-    }
-
-    /// Puts a sample's image into the window, for the others.
-    pub fn put(&self, sample_idx: u64, image: Arc<SharedImage>) {
-        let n_others = self.n_members().saturating_sub(1);
-        let mut state = self.window.lock();
-        let key = (self.kind, sample_idx);
-        if n_others == 0 || state.images.contains_key(&key) {
-            return;
-        }
-        self.members.n_put.fetch_add(1, Ordering::Relaxed);
-        self.window.counters.decoded.fetch_add(1, Ordering::Relaxed);
-        state.bytes += image.image.data.len();
-        let number = state.next_number;
-        state.next_number += 1;
-        state.images.insert(key, Entry { image, n_left: n_others, number });
-        state.order.push_back((key, number));
-        while state.bytes > self.window.bytes_max
-            && let Some((oldest, number)) = state.order.pop_front()
-        {
-            if state.images.get(&oldest).is_some_and(|entry| entry.number == number) {
-                state.forget(oldest);
-            }
-        }
     }
 
     /// Hands an image back that nobody needs; its memory is used again if it is the last to go.
     pub fn give_back(&self, image: Arc<SharedImage>) {
         if let Some(image) = Arc::into_inner(image) {
-            let mut state = self.window.lock();
-            if state.spare.len() < SPARE_MAX {
-                state.spare.push(image);
+            self.window.lock().keep(image);
+        }
+    }
+}
+
+impl Making<'_> {
+    /// Puts the image into the window, for the others.
+    pub fn put(self, image: Arc<SharedImage>) {
+        let Membership { window, members, .. } = self.membership;
+        let n_left = self.membership.n_members().saturating_sub(1);
+        let mut state = window.lock();
+        if n_left == 0 {
+            return;
+        }
+        members.n_put.fetch_add(1, Ordering::Relaxed);
+        window.counters.decoded.fetch_add(1, Ordering::Relaxed);
+        state.bytes += image.image.data.len();
+        let number = state.next_number;
+        state.next_number += 1;
+        let key = (members.id, self.place);
+        state.images.insert(key, Entry::Ready { image, n_left, number });
+        state.order.push_back((key, number));
+        while state.bytes > window.bytes_max
+            && let Some((oldest, n)) = state.order.pop_front()
+        {
+            let is_it =
+                |entry: &Entry| matches!(entry, Entry::Ready { number, .. } if *number == n);
+            if state.images.get(&oldest).is_some_and(is_it) {
+                state.forget(oldest);
             }
         }
     }
 }
 
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        let Membership { window, members, .. } = self.membership;
+        let mut state = window.lock();
+        let key = (members.id, self.place);
+        if matches!(state.images.get(&key), Some(Entry::Making)) {
+            state.images.remove(&key);
+        }
+        drop(state);
+        window.made.notify_all();
+    }
+}
+
 impl Drop for Membership {
     fn drop(&mut self) {
-        let left = self.members.n.fetch_sub(1, Ordering::Relaxed) - 1;
-        if left > 1 {
+        let mut state = self.window.lock();
+        let n_left = self.members.n.fetch_sub(1, Ordering::Relaxed) - 1;
+        if n_left > 1 {
             return;
         }
-        let mut state = self.window.lock();
-        let keys: Vec<_> = state.images.keys().filter(|key| key.0 == self.kind).copied().collect();
+        let is_own = |key: &Key, entry: &Entry| {
+            key.0 == self.members.id && matches!(entry, Entry::Ready { .. })
+        };
+        let own = state.images.iter().filter(|(key, entry)| is_own(key, entry));
+        let keys: Vec<_> = own.map(|(key, _)| *key).collect();
         for key in keys {
             state.forget(key);
         }
-        if self.members.n.load(Ordering::Relaxed) == 0 {
+        if n_left == 0 {
             state.members.remove(&self.kind);
         }
         if state.members.is_empty() {
             state.spare.clear();
         }
+        // The kind's part in the whole images ends with `self.members`, after the lock.
     }
 }
 
 impl State {
-    fn forget(&mut self, key: (Kind, u64)) {
-        let Some(entry) = self.images.remove(&key) else { return };
-        self.bytes -= entry.image.image.data.len();
+    fn forget(&mut self, key: Key) {
+        let Some(Entry::Ready { image, .. }) = self.images.remove(&key) else { return };
+        self.bytes -= image.image.data.len();
         if self.images.is_empty() {
             self.order.clear();
         }
         // What readers still hold comes back by `give_back`.
-        if let Some(image) = Arc::into_inner(entry.image)
-            && self.spare.len() < SPARE_MAX
-        {
+        if let Some(image) = Arc::into_inner(image) {
+            self.keep(image);
+        }
+    }
+
+    fn keep(&mut self, image: SharedImage) {
+        if self.spare.len() < SPARE_MAX {
             self.spare.push(image);
         }
     }
@@ -264,47 +387,104 @@ mod tests {
         Arc::new(SharedImage { image, is_reducible: false })
     }
 
+    fn join(window: &Arc<DecodedWindow>) -> Membership {
+        window.join(0, OPTIONS, 1, "crop".to_owned())
+    }
+
+    fn at(sample_idx: u64) -> ImagePlace {
+        ImagePlace { sample_idx, ..ImagePlace::default() }
+    }
+
+    fn put(member: &Membership, sample_idx: u64, byte: u8) {
+        let Claim::Mine(making) = member.claim(at(sample_idx), 1) else { panic!("not made yet") };
+        making.put(image(byte));
+    }
+
     #[test]
     fn each_other_member_takes_an_image_once() {
         let window = DecodedWindow::new(100);
-        let [a, b, c] = [0; 3].map(|_| window.join(0, OPTIONS));
-        let stranger = window.join(1, OPTIONS);
-        a.put(5, image(1));
-        assert!(stranger.get(5).is_none() && b.get(6).is_none());
-        assert_eq!(b.get(5).unwrap().image.data, [1; 3]);
-        assert_eq!(c.get(5).unwrap().image.data, [1; 3]);
-        assert!(c.get(5).is_none(), "all others have had it");
+        let [a, b, c] = [0; 3].map(|_| join(&window));
+        let strangers = [
+            window.join(1, OPTIONS, 1, "crop".to_owned()),
+            window.join(0, OPTIONS, 2, "crop".to_owned()),
+            window.join(0, OPTIONS, 1, "another crop".to_owned()),
+        ];
+        put(&a, 5, 1);
+        assert!(strangers.iter().all(|stranger| stranger.get(at(5)).is_none()));
+        assert!(b.get(at(6)).is_none());
+        assert!(b.get(ImagePlace { epoch: 1, ..at(5) }).is_none());
+        assert_eq!(b.get(at(5)).unwrap().image.data, [1; 3]);
+        assert_eq!(c.get(at(5)).unwrap().image.data, [1; 3]);
+        assert!(c.get(at(5)).is_none(), "all others have had it");
         assert_eq!(window.lock().bytes, 0);
     }
 
     #[test]
     fn a_single_member_stores_nothing_and_the_last_leaves_nothing() {
         let window = DecodedWindow::new(100);
-        let a = window.join(0, OPTIONS);
-        a.put(1, image(1));
-        assert_eq!(window.lock().images.len(), 0);
-        assert!(!a.is_worthwhile(1));
-        let b = window.join(0, OPTIONS);
-        assert!(a.is_worthwhile(1) && !a.is_worthwhile(17), "more than half of the room");
-        b.put(1, image(1));
-        drop(a);
-        assert_eq!(window.lock().images.len(), 0);
-        assert_eq!(window.lock().bytes, 0);
+        let a = join(&window);
+        assert!(matches!(a.claim(at(1), 1), Claim::Alone));
+        let b = join(&window);
+        assert!(matches!(a.claim(at(1), 17), Claim::Alone), "more than half of the room");
+        put(&b, 1, 1);
+        let Claim::Mine(left_alone) = a.claim(at(2), 1) else { panic!("not made yet") };
         drop(b);
+        assert_eq!(window.lock().bytes, 0);
+        left_alone.put(image(2));
+        assert_eq!(window.lock().images.len(), 0);
+        drop(a);
         assert!(window.lock().members.is_empty());
     }
 
     #[test]
-    fn images_that_nobody_takes_are_soon_decoded_by_each_alone() {
+    fn streams_of_one_crop_are_one_member_of_the_whole_images() {
+        let window = DecodedWindow::new(100);
+        let [a, b] = [0; 2].map(|_| join(&window));
+        assert_eq!(a.whole().unwrap().n_members(), 1);
+        let other = window.join(0, OPTIONS, 1, "another crop".to_owned());
+        assert_eq!(a.whole().unwrap().n_members(), 2);
+        put(b.whole().unwrap(), 3, 1);
+        assert!(other.whole().unwrap().get(at(3)).is_some());
+        drop(a);
+        assert_eq!(other.whole().unwrap().n_members(), 2);
+        drop(b);
+        assert_eq!(other.whole().unwrap().n_members(), 1);
+    }
+
+    #[test]
+    fn who_finds_an_image_in_the_making_waits_and_makes_it_if_that_fails() {
+        let window = DecodedWindow::new(100);
+        let (a, b) = (join(&window), join(&window));
+        for is_made in [true, false] {
+            let Claim::Mine(making) = a.claim(at(1), 1) else { panic!("not made yet") };
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| match b.claim(at(1), 1) {
+                    Claim::Ready(image) => Some(image.image.data[0]),
+                    Claim::Mine(_) => None,
+                    Claim::Alone => panic!("there is another"),
+                });
+                if is_made {
+                    making.put(image(9));
+                } else {
+                    drop(making);
+                }
+                assert_eq!(waiting.join().unwrap(), is_made.then_some(9));
+            });
+            assert_eq!(window.lock().images.len(), 0);
+        }
+    }
+
+    #[test]
+    fn images_that_nobody_takes_are_soon_made_by_each_alone() {
         let window = DecodedWindow::new(1000);
-        let (a, b) = (window.join(0, OPTIONS), window.join(0, OPTIONS));
+        let (a, b) = (join(&window), join(&window));
         let put = |from: u64, is_taken: bool| {
             let mut n_put = 0;
             for sample in from..from + 5000 {
-                if a.is_worthwhile(1) {
-                    a.put(sample, image(1));
+                if let Claim::Mine(making) = a.claim(at(sample), 1) {
+                    making.put(image(1));
                     n_put += 1;
-                    assert_eq!(b.get(sample + u64::from(!is_taken)).is_some(), is_taken);
+                    assert_eq!(b.get(at(sample + u64::from(!is_taken))).is_some(), is_taken);
                 }
             }
             n_put
@@ -318,16 +498,16 @@ mod tests {
     #[test]
     fn the_oldest_give_way_and_the_room_is_kept() {
         let window = DecodedWindow::new(7);
-        let (a, b) = (window.join(0, OPTIONS), window.join(0, OPTIONS));
+        let (a, b) = (join(&window), join(&window));
         for sample in 0..3 {
-            a.put(sample, image(7));
+            put(&a, sample, 7);
         }
         assert_eq!(window.lock().bytes, 6);
-        assert!(b.get(0).is_none());
-        assert!(b.get(1).is_some() && b.get(2).is_some());
+        assert!(b.get(at(0)).is_none());
+        assert!(b.get(at(1)).is_some() && b.get(at(2)).is_some());
         for sample in 0..1000 {
-            a.put(sample, image(7));
-            assert!(b.get(sample).is_some());
+            put(&a, sample, 7);
+            assert!(b.get(at(sample)).is_some());
         }
         assert!(window.lock().order.len() < 10, "no trace of what was taken");
     }

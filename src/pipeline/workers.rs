@@ -41,8 +41,8 @@ pub struct StreamSpec {
     pub seed: u64,
     /// Keyed order, or index order.
     pub shuffle: bool,
-    /// The stream's part in the window of decoded images; `None` where nothing is decoded.
-    pub decoded: Option<Membership>,
+    /// The stream's part in the window of shared images; `None` where nothing is decoded.
+    pub shared: Option<Membership>,
     /// What happens with a sample that cannot be read.
     pub on_error: OnError,
     /// Who is told of it.

@@ -66,7 +66,7 @@ pub(super) fn session(
         recipe,
         seed: 0,
         shuffle: true,
-        decoded: None,
+        shared: None,
         on_error: OnError::Fail,
         bad_samples: None,
     });

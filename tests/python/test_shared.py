@@ -1,5 +1,5 @@
-"""Consumers of one dataset with different recipes, policies and seeds share the decoded images, and
-it changes no byte."""
+"""Consumers of one dataset with different recipes, policies and seeds share decoded and cropped
+images, and it changes no byte."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from test_images import picture
 N_SAMPLES = 96
 RECIPES: list[dict[str, Any]] = [
     {"policy": "trivial-wide", "crop": {"kind": "random-resized", "size": 40}},
+    # The same crops as the first, so that what was loaded is shared: cut and resized already.
+    {"policy": "none", "crop": {"kind": "random-resized", "size": 40}, "dtype": "f32"},
+    {"policy": "randaugment(2,9)", "crop": {"kind": "random-resized", "size": 40}, "views": 2},
     {"policy": "autoaugment-cifar10", "crop": {"kind": "random-resized", "size": 64}},
     {"policy": "none", "crop": {"kind": "center", "size": 48, "resize": 56}, "seed": 7},
     {"policy": "none", "crop": {"kind": "pad", "size": 32, "pad": 4}, "dtype": "f32"},
