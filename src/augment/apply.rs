@@ -1,4 +1,5 @@
-//! Runs operations on an image, and the recipe's cutout.
+//! Runs operations on an image, one after the other: the oracle for [`Canvas`](super::Canvas). And
+//! the recipe's cutout.
 
 use super::draw::{DrawnOp, PreparedPolicy};
 use super::resolve::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB, resolve};
@@ -97,20 +98,19 @@ pub fn apply_action(image: &mut Image, scratch: &mut Scratch, action: &Action) {
     }
 }
 
-/// The recipe's cutout: a box of `2 * (side / 2)` pixels a side about a pixel, clipped at the
-/// borders. A gray image takes `fill[0]`.
+/// The recipe's cutout: a box of `2 * (side / 2)` pixels a side about a pixel.
 ///
 /// The centre is meant to be uniform over all pixels: `rng.below(width)`, `rng.below(height)`.
 ///
 /// *Source*: `CutoutDefault` of kakaobrain/fast-autoaugment, after DeVries & Taylor 2017.
-pub fn cutout_box(image: &mut Image, centre_x: usize, centre_y: usize, side: usize, fill: [u8; 3]) {
+pub fn cutout_area(centre_x: usize, centre_y: usize, side: usize) -> PixelBox {
     let reach = |centre: usize| {
         let centre = i64::try_from(centre).unwrap_or(i64::MAX);
         let half = i64::try_from(side / 2).unwrap_or(i64::MAX);
         (centre.saturating_sub(half), centre.saturating_add(half))
     };
     let ((x0, x1), (y0, y1)) = (reach(centre_x), reach(centre_y));
-    fill_box(image, PixelBox { x0, y0, x1, y1 }, fill);
+    PixelBox { x0, y0, x1, y1 }
 }
 
 #[cfg(test)]
@@ -189,7 +189,7 @@ mod tests {
     fn the_recipe_cutout_has_an_even_side_and_is_clipped() {
         let filled = |x, y, side| {
             let mut image = Image::black(8, 6, 3);
-            cutout_box(&mut image, x, y, side, [1, 2, 3]);
+            fill_box(&mut image, cutout_area(x, y, side), [1, 2, 3]);
             image.data.as_chunks::<3>().0.iter().filter(|&&p| p == [1, 2, 3]).count()
         };
         assert_eq!(filled(4, 3, 4), 16);

@@ -5,9 +5,11 @@
 //! file and never decides which policy is used.
 
 mod apply;
+mod canvas;
 mod draw;
 mod resolve;
 
-pub use apply::{Scratch, apply_action, apply_op, cutout_box};
+pub use apply::{Scratch, apply_action, apply_op, cutout_area};
+pub use canvas::Canvas;
 pub use draw::{DrawnOp, PreparedPolicy, WORDS_PER_SLOT};
 pub use resolve::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB, resolve};

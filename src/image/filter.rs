@@ -54,7 +54,7 @@ fn smooth_row([above, row, below]: [&[u8]; 3], channels: usize, out: &mut [u8]) 
 /// 1/26 away from any integer and far more than f32's error, so integers give the same.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "a weighted mean of bytes is a byte")]
-fn smooth(sum: u16) -> u8 {
+pub(super) fn smooth(sum: u16) -> u8 {
     ((2 * sum + WEIGHTS_SUM) / (2 * WEIGHTS_SUM)) as u8
 }
 

@@ -63,13 +63,21 @@ fn affine_channels<const C: usize>(
     dst: &mut Image,
     columns: &mut Vec<i32>,
 ) {
-    let (width, height) = (src.width, src.height);
-    let src = pixels::<C>(src);
-    let dst = pixels_mut::<C>(dst);
+    let size = (src.width, src.height);
+    affine_pixels(pixels::<C>(src), size, matrix, pixels_mut::<C>(dst), columns);
+}
+
+fn affine_pixels<const C: usize>(
+    src: &[[u8; C]],
+    (width, height): (usize, usize),
+    matrix: &AffineMatrix,
+    dst: &mut [[u8; C]],
+    columns: &mut Vec<i32>,
+) {
     if matrix[1] == 0.0 && matrix[3] == 0.0 {
         scale(src, width, height, matrix, dst, columns);
-    } else if fits_fixed_point(matrix, width, height) {
-        affine_fixed(src, width, height, matrix, dst);
+    } else if let Some(map) = FixedMap::new(matrix, width, height) {
+        affine_fixed(src, width, height, &map, dst);
     } else {
         affine_float(src, width, height, matrix, dst);
     }
@@ -138,17 +146,56 @@ fn fixed_point(value: f64) -> i32 {
     (value * FIXED_POINT_ONE + 0.5).floor() as i32
 }
 
+/// An affine map in 16.16 fixed-point numbers: the source of the first pixel, and the steps to the
+/// next column's and row's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FixedMap {
+    pub(super) x: i32,
+    pub(super) y: i32,
+    pub(super) dx_col: i32,
+    pub(super) dy_col: i32,
+    pub(super) dx_row: i32,
+    pub(super) dy_row: i32,
+}
+
+impl FixedMap {
+    /// Fraction bits.
+    pub(super) const BITS: u32 = FIXED_POINT_BITS;
+
+    /// `None` for the maps that Pillow computes otherwise.
+    pub(super) fn new(m: &AffineMatrix, width: usize, height: usize) -> Option<Self> {
+        let is_scale = m[1] == 0.0 && m[3] == 0.0;
+        (!is_scale && fits_fixed_point(m, width, height)).then(|| Self {
+            x: fixed_point(m[2] + m[0] * 0.5 + m[1] * 0.5),
+            y: fixed_point(m[5] + m[3] * 0.5 + m[4] * 0.5),
+            dx_col: fixed_point(m[0]),
+            dy_col: fixed_point(m[3]),
+            dx_row: fixed_point(m[1]),
+            dy_row: fixed_point(m[4]),
+        })
+    }
+}
+
+/// One plane through a map that is no [`FixedMap`]; `dst` must be black.
+pub(super) fn affine_plane(
+    src: &[u8],
+    (width, height): (usize, usize),
+    matrix: &AffineMatrix,
+    dst: &mut [u8],
+    columns: &mut Vec<i32>,
+) {
+    let (src, dst) = (src.as_chunks::<1>().0, dst.as_chunks_mut::<1>().0);
+    affine_pixels(src, (width, height), matrix, dst, columns);
+}
+
 fn affine_fixed<const C: usize>(
     src: &[[u8; C]],
     width: usize,
     height: usize,
-    m: &AffineMatrix,
+    map: &FixedMap,
     dst: &mut [[u8; C]],
 ) {
-    let (dx_col, dx_row) = (fixed_point(m[0]), fixed_point(m[1]));
-    let (dy_col, dy_row) = (fixed_point(m[3]), fixed_point(m[4]));
-    let mut x_row = fixed_point(m[2] + m[0] * 0.5 + m[1] * 0.5);
-    let mut y_row = fixed_point(m[5] + m[3] * 0.5 + m[4] * 0.5);
+    let FixedMap { x: mut x_row, y: mut y_row, dx_col, dy_col, dx_row, dy_row } = *map;
     for dst_row in dst.chunks_exact_mut(width) {
         let (mut x_src, mut y_src) = (x_row, y_row);
         for out in dst_row {
@@ -189,29 +236,48 @@ fn affine_float<const C: usize>(
     }
 }
 
+/// How Pillow turns an image: some angles move pixels without rounding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Turn {
+    None,
+    Half,
+    Quarter { counter_clockwise: bool },
+    By(AffineMatrix),
+}
+
+#[allow(clippy::float_cmp, reason = "Pillow's short cuts are for these exact angles")]
+pub(super) fn turn_of(degrees: f64, width: usize, height: usize) -> Turn {
+    // Python's `%` gives a result of the divisor's sign.
+    let degrees = degrees.rem_euclid(360.0);
+    if degrees == 0.0 {
+        Turn::None
+    } else if degrees == 180.0 {
+        Turn::Half
+    } else if width == height && (degrees == 90.0 || degrees == 270.0) {
+        Turn::Quarter { counter_clockwise: degrees == 90.0 }
+    } else {
+        Turn::By(rotation_matrix(degrees, width, height))
+    }
+}
+
 /// `dst` becomes `src` turned counter-clockwise by `degrees` about its centre, at the same size.
 ///
 /// Exact turns by 180°, and by 90° and 270° of a square image, move pixels without rounding.
-#[allow(clippy::float_cmp, reason = "Pillow's short cuts are for these exact angles")]
 pub fn rotate(src: &Image, degrees: f64, dst: &mut Image, columns: &mut Vec<i32>) {
-    // Python's `%` gives a result of the divisor's sign.
-    let degrees = degrees.rem_euclid(360.0);
-    let square = src.width == src.height;
-    if degrees == 0.0 {
-        copy(src, dst);
-    } else if degrees == 180.0 {
-        copy(src, dst);
-        match src.channels {
-            1 => dst.data.reverse(),
-            _ => pixels_mut::<3>(dst).reverse(),
+    match turn_of(degrees, src.width, src.height) {
+        Turn::None => copy(src, dst),
+        Turn::Half => {
+            copy(src, dst);
+            match src.channels {
+                1 => dst.data.reverse(),
+                _ => pixels_mut::<3>(dst).reverse(),
+            }
         }
-    } else if square && (degrees == 90.0 || degrees == 270.0) {
-        match src.channels {
-            1 => quarter_turn::<1>(src, degrees == 90.0, dst),
-            _ => quarter_turn::<3>(src, degrees == 90.0, dst),
-        }
-    } else {
-        affine(src, &rotation_matrix(degrees, src.width, src.height), dst, columns);
+        Turn::Quarter { counter_clockwise } => match src.channels {
+            1 => quarter_turn::<1>(src, counter_clockwise, dst),
+            _ => quarter_turn::<3>(src, counter_clockwise, dst),
+        },
+        Turn::By(matrix) => affine(src, &matrix, dst, columns),
     }
 }
 
@@ -224,13 +290,26 @@ fn copy(src: &Image, dst: &mut Image) {
 }
 
 fn quarter_turn<const C: usize>(src: &Image, counter_clockwise: bool, dst: &mut Image) {
-    let side = src.width;
-    dst.reset(side, side, src.channels);
+    dst.reset(src.width, src.height, src.channels);
+    quarter_turn_pixels(pixels::<C>(src), src.width, counter_clockwise, pixels_mut::<C>(dst));
+}
+
+/// A quarter turn of one plane of a square image.
+pub(super) fn quarter_turn_plane(src: &[u8], side: usize, counter_clockwise: bool, dst: &mut [u8]) {
+    let (src, dst) = (src.as_chunks::<1>().0, dst.as_chunks_mut::<1>().0);
+    quarter_turn_pixels(src, side, counter_clockwise, dst);
+}
+
+fn quarter_turn_pixels<const C: usize>(
+    src: &[[u8; C]],
+    side: usize,
+    counter_clockwise: bool,
+    dst: &mut [[u8; C]],
+) {
     if side == 0 {
         return;
     }
-    let src = pixels::<C>(src);
-    for (y, dst_row) in pixels_mut::<C>(dst).chunks_exact_mut(side).enumerate() {
+    for (y, dst_row) in dst.chunks_exact_mut(side).enumerate() {
         for (x, out) in dst_row.iter_mut().enumerate() {
             *out = if counter_clockwise {
                 src[x * side + (side - 1 - y)]
@@ -327,7 +406,7 @@ pub fn crop_into(
 
 /// Where a window `start..start + len` meets `0..size`: first source index, first window index,
 /// length; `None` if they don't meet.
-fn overlap(start: i64, len: usize, size: usize) -> Option<(usize, usize, usize)> {
+pub(super) fn overlap(start: i64, len: usize, size: usize) -> Option<(usize, usize, usize)> {
     let (start, len, size) = (i128::from(start), len as i128, size as i128);
     let (first, end) = (start.max(0), (start + len).min(size));
     if first >= end {
@@ -341,115 +420,5 @@ fn overlap(start: i64, len: usize, size: usize) -> Option<(usize, usize, usize)>
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn numbered(width: usize, height: usize, channels: usize) -> Image {
-        let data = (1..=251).cycle().step_by(7).take(width * height * channels).collect();
-        Image { width, height, channels, data }
-    }
-
-    #[test]
-    fn rounding_to_15_decimals_equals_exact_decimal_printing() {
-        let mut value = 1.0_f64;
-        for step in 0..20_000 {
-            let angle = f64::from(step) * 0.013_7 - 130.0;
-            for x in [angle.sin(), angle.cos(), angle.sin() * value] {
-                let printed: f64 = format!("{x:.15}").parse().unwrap();
-                assert_eq!(round_15_decimals(x).to_bits() << 1, printed.to_bits() << 1, "{x:e}");
-            }
-            value = if value < 1e-17 { 1.0 } else { value * 0.9 };
-        }
-    }
-
-    #[test]
-    fn four_quarter_turns_are_the_identity() {
-        for channels in [1, 3] {
-            let image = numbered(5, 5, channels);
-            let (mut a, mut b, mut columns) = (image.clone(), Image::default(), Vec::new());
-            for _ in 0..4 {
-                rotate(&a, 90.0, &mut b, &mut columns);
-                std::mem::swap(&mut a, &mut b);
-            }
-            assert_eq!(a, image);
-            rotate(&image, 90.0, &mut a, &mut columns);
-            rotate(&a, 270.0, &mut b, &mut columns);
-            assert_eq!(b, image);
-            rotate(&image, -180.0, &mut a, &mut columns);
-            rotate(&a, 180.0, &mut b, &mut columns);
-            assert_eq!(b, image);
-        }
-    }
-
-    #[test]
-    fn an_image_without_pixels_stays_one() {
-        for (width, height) in [(0, 0), (0, 4), (4, 0)] {
-            let image = Image::black(width, height, 3);
-            let mut out = Image::default();
-            rotate(&image, 17.0, &mut out, &mut Vec::new());
-            assert_eq!(out, image);
-            flip_horizontal(&mut out);
-            assert_eq!(out, image);
-        }
-    }
-
-    #[test]
-    fn a_crop_at_the_ends_of_the_number_range_is_black() {
-        let image = numbered(4, 3, 3);
-        for x in [i64::MIN, i64::MAX] {
-            let rect = CropRect { x, y: 0, width: 2, height: 2 };
-            let mut out = Image::default();
-            crop_into(&image.data, Layout::Hwc, 4, 3, 3, rect, &mut out);
-            assert_eq!(out, Image::black(2, 2, 3));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn crop_equals_a_pixel_by_pixel_copy(
-            (width, height, gray, planar) in (1_usize..9, 1_usize..9, any::<bool>(), any::<bool>()),
-            (x, y) in (-12_i64..12, -12_i64..12),
-            (crop_width, crop_height) in (0_usize..12, 0_usize..12),
-        ) {
-            let channels = if gray { 1 } else { 3 };
-            let image = numbered(width, height, channels);
-            let at = |x: usize, y: usize, c: usize| if planar {
-                image.data[(c * height + y) * width + x]
-            } else {
-                image.data[(y * width + x) * channels + c]
-            };
-            let rect = CropRect { x, y, width: crop_width, height: crop_height };
-            let layout = if planar { Layout::Chw } else { Layout::Hwc };
-            let mut out = numbered(3, 3, 3);
-            crop_into(&image.data, layout, width, height, channels, rect, &mut out);
-            prop_assert_eq!(out.data.len(), crop_width * crop_height * channels);
-            for (i, &byte) in out.data.iter().enumerate() {
-                let (pixel, c) = (i / channels, i % channels);
-                let column = usize::try_from(x + i64::try_from(pixel % crop_width).unwrap());
-                let row = usize::try_from(y + i64::try_from(pixel / crop_width).unwrap());
-                let expected = match (column, row) {
-                    (Ok(column), Ok(row)) if column < width && row < height => at(column, row, c),
-                    _ => 0,
-                };
-                prop_assert_eq!(byte, expected);
-            }
-        }
-
-        #[test]
-        fn flip_mirrors_every_row(
-            (width, height, gray) in (1_usize..9, 1_usize..5, any::<bool>()),
-        ) {
-            let channels = if gray { 1 } else { 3 };
-            let image = numbered(width, height, channels);
-            let mut flipped = image.clone();
-            flip_horizontal(&mut flipped);
-            for (i, &byte) in flipped.data.iter().enumerate() {
-                let (pixel, c) = (i / channels, i % channels);
-                let mirrored = pixel / width * width + (width - 1 - pixel % width);
-                prop_assert_eq!(byte, image.data[mirrored * channels + c]);
-            }
-        }
-    }
-}
+#[path = "geometry_tests.rs"]
+mod tests;

@@ -11,9 +11,14 @@ pub fn shift_hue(image: &mut Image, shift: u8) {
         return;
     }
     for pixel in image.data.as_chunks_mut::<3>().0 {
-        let [hue, saturation, value] = to_hsv(*pixel);
-        *pixel = from_hsv([hue.wrapping_add(shift), saturation, value]);
+        *pixel = shifted(*pixel, shift);
     }
+}
+
+/// One pixel with its hue shifted.
+pub(super) fn shifted(pixel: [u8; 3], shift: u8) -> [u8; 3] {
+    let [hue, saturation, value] = to_hsv(pixel);
+    from_hsv([hue.wrapping_add(shift), saturation, value])
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the casts cut, as Pillow's do")]

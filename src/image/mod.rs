@@ -3,8 +3,9 @@
 //! Owns the bytes of one image, from its encoded form on. Knows nothing of policies, probabilities
 //! or files.
 //!
-//! The kernels are scalar and equal Pillow's bit for bit (`tests/pillow_ops.rs` compares them):
-//! they are the oracle for any faster version. One file per family.
+//! The kernels for interleaved images are scalar and equal Pillow's bit for bit
+//! (`tests/pillow_ops.rs` compares them): they are the oracle for the fast ones of [`planar`]. One
+//! file per family.
 
 pub mod channels;
 pub mod decode;
@@ -14,8 +15,10 @@ pub mod enhance;
 pub mod filter;
 pub mod geometry;
 pub mod hsv;
+pub mod planar;
 pub mod point;
 pub mod resize;
+pub mod simd;
 
 /// One decoded image: 8-bit samples, interleaved rows (height × width × channels), no padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

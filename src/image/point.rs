@@ -45,9 +45,13 @@ impl Histogram {
 }
 
 /// The table of a function.
-#[allow(clippy::cast_possible_truncation, reason = "indices of 256 entries are bytes")]
+#[inline]
 pub fn lut(function: impl Fn(u8) -> u8) -> Lut {
-    std::array::from_fn(|value| function(value as u8))
+    let mut table = [0; 256];
+    for (entry, value) in table.iter_mut().zip(0..=u8::MAX) {
+        *entry = function(value);
+    }
+    table
 }
 
 /// 255 − value.
@@ -80,6 +84,7 @@ pub fn autocontrast_lut(bins: &[u32; 256]) -> Lut {
 }
 
 /// Flattens the histogram; the identity if there are too few values or too few pixels.
+#[allow(clippy::cast_possible_truncation, reason = "cut, and clipped to a byte, as is meant")]
 pub fn equalize_lut(bins: &[u32; 256]) -> Lut {
     let total: u64 = bins.iter().map(|&n| u64::from(n)).sum();
     let last = bins.iter().rfind(|&&n| n > 0).map_or(0, |&n| u64::from(n));
@@ -88,12 +93,16 @@ pub fn equalize_lut(bins: &[u32; 256]) -> Lut {
     if step == 0 {
         return lut(|value| value);
     }
+    // Whole numbers divided in floating point: ½ / step lies between a quotient's ½ more and the
+    // next integer, far more than the error of numbers this small.
+    let per_step = 1.0 / step as f64;
     let mut below = step / 2;
-    std::array::from_fn(|value| {
-        let level = below / step;
+    let starts: [u64; 256] = std::array::from_fn(|value| {
+        let start = below;
         below += u64::from(bins[value]);
-        u8::try_from(level).unwrap_or(u8::MAX)
-    })
+        start
+    });
+    starts.map(|below| ((below as f64 + 0.5) * per_step) as u8)
 }
 
 /// Applies one table to every sample, whatever its channel.

@@ -3,7 +3,8 @@
 //! *Source*: torchvision, `ColorJitter` and `RandomErasing`, whose draws are made here from the
 //! sample's own numbers.
 
-use crate::image::{Image, draw, enhance, hsv};
+use crate::augment::{Action, Canvas};
+use crate::image::draw::PixelBox;
 use crate::random::SampleRng;
 
 use super::recipe::{Erase, Jitter};
@@ -13,7 +14,7 @@ const ATTEMPTS: usize = 10;
 
 /// The four changes, each by a uniform factor, in a random order.
 #[allow(clippy::cast_possible_truncation, reason = "factors are single precision in the kernels")]
-pub(super) fn jitter(image: &mut Image, jitter: &Jitter, rng: &mut SampleRng) {
+pub(super) fn jitter(canvas: &mut Canvas, jitter: &Jitter, rng: &mut SampleRng) {
     let mut order = [0, 1, 2, 3];
     for last in (1..order.len()).rev() {
         let bound = u32::try_from(last + 1).expect("at most four");
@@ -28,10 +29,10 @@ pub(super) fn jitter(image: &mut Image, jitter: &Jitter, rng: &mut SampleRng) {
     let turn = hue * (2.0 * rng.unit() - 1.0);
     for change in order {
         match change {
-            0 if brightness > 0.0 => enhance::brightness(image, factors[0]),
-            1 if contrast > 0.0 => enhance::contrast(image, factors[1]),
-            2 if saturation > 0.0 => enhance::color(image, factors[2]),
-            3 if hue > 0.0 => hsv::shift_hue(image, hue_shift(turn)),
+            0 if brightness > 0.0 => canvas.apply(&Action::Brightness(factors[0])),
+            1 if contrast > 0.0 => canvas.apply(&Action::Contrast(factors[1])),
+            2 if saturation > 0.0 => canvas.apply(&Action::Color(factors[2])),
+            3 if hue > 0.0 => canvas.shift_hue(hue_shift(turn)),
             _ => {}
         }
     }
@@ -45,29 +46,30 @@ fn hue_shift(turn: f64) -> u8 {
 
 /// A random box, strictly smaller than the image, filled with `fill`.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sides of images")]
-pub(super) fn erase(image: &mut Image, erase: &Erase, fill: [u8; 3], rng: &mut SampleRng) {
+pub(super) fn erase(canvas: &mut Canvas, erase: &Erase, fill: [u8; 3], rng: &mut SampleRng) {
     if rng.unit() >= erase.p {
         return;
     }
     let ([scale_lo, scale_hi], [ratio_lo, ratio_hi]) = (erase.scale, erase.ratio);
     let (log_lo, log_hi) = (libm::log(ratio_lo), libm::log(ratio_hi));
-    let n_pixels = (image.width * image.height) as f64;
+    let (image_width, image_height) = canvas.size();
+    let n_pixels = (image_width * image_height) as f64;
     for _ in 0..ATTEMPTS {
         let area = n_pixels * (scale_lo + (scale_hi - scale_lo) * rng.unit());
         let aspect = libm::exp(log_lo + (log_hi - log_lo) * rng.unit());
         let height = (area * aspect).sqrt().round_ties_even() as usize;
         let width = (area / aspect).sqrt().round_ties_even() as usize;
-        if height >= image.height || width >= image.width || height == 0 || width == 0 {
+        if height >= image_height || width >= image_width || height == 0 || width == 0 {
             continue;
         }
         let mut place = |len: usize, side: usize| {
             let n_places = u32::try_from(side - len + 1).expect("image sides fit u32");
             i64::from(rng.below(n_places))
         };
-        let (y0, x0) = (place(height, image.height), place(width, image.width));
+        let (y0, x0) = (place(height, image_height), place(width, image_width));
         let end = |start: i64, len: usize| start + i64::try_from(len).expect("image sides fit");
-        let area = draw::PixelBox { x0, y0, x1: end(x0, width), y1: end(y0, height) };
-        draw::fill_box(image, area, fill);
+        let area = PixelBox { x0, y0, x1: end(x0, width), y1: end(y0, height) };
+        canvas.fill_box(area, fill);
         return;
     }
 }

@@ -8,6 +8,7 @@
 use crate::dataset::{Pixels, RawImage};
 use crate::image::decode::{Area, DecodeError, DecodeOptions, Decoder, Opened, Placed, reduction};
 use crate::image::geometry::{Layout as PixelOrder, crop_into};
+use crate::image::planar::read::RawPixels;
 use crate::image::resize::{Frame, Scaler};
 use crate::image::{CropRect, Image, channels};
 
@@ -81,6 +82,23 @@ impl Loading {
         }
     }
 
+    /// Pixels that need no loading: a part of a raw image, to be read where it lies.
+    pub(super) fn as_it_is<'a>(
+        &self,
+        source: Source<'a>,
+        rng: SampleRng,
+    ) -> Result<Option<(RawPixels<'a>, CropRect)>, LoadError> {
+        let Source::Raw(raw) = source else { return Ok(None) };
+        let RawImage { width, height, channels, .. } = raw;
+        let (bytes, layout) = raw_bytes(raw);
+        match place(&self.crop, (width, height), rng)? {
+            Placement::Take(rect) if channels == self.options.channels => {
+                Ok(Some((RawPixels { bytes, layout, width, height, channels }, rect)))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Whether the sample's pixels, under this crop, are those of its whole image's decode.
     pub(super) fn takes_whole(&self, shared: &SharedImage, rng: SampleRng) -> bool {
         let size = (shared.image.width, shared.image.height);
@@ -118,10 +136,7 @@ impl Loading {
         out: &mut Image,
     ) -> Result<(), LoadError> {
         let RawImage { width, height, channels, .. } = raw;
-        let (bytes, order) = match raw.pixels {
-            Pixels::Hwc(bytes) => (bytes, PixelOrder::Hwc),
-            Pixels::Chw(bytes) => (bytes, PixelOrder::Chw),
-        };
+        let (bytes, order) = raw_bytes(raw);
         let placement = place(&self.crop, (width, height), rng)?;
         if let Placement::Take(rect) = placement {
             crop_into(bytes, order, width, height, channels, rect, out);
@@ -181,6 +196,13 @@ impl Loading {
             }
             _ => 1,
         }
+    }
+}
+
+fn raw_bytes(raw: RawImage<'_>) -> (&[u8], PixelOrder) {
+    match raw.pixels {
+        Pixels::Hwc(bytes) => (bytes, PixelOrder::Hwc),
+        Pixels::Chw(bytes) => (bytes, PixelOrder::Chw),
     }
 }
 

@@ -19,3 +19,4 @@ pub mod render;
 pub mod sample;
 pub mod shared;
 pub mod workers;
+mod write;

@@ -1,16 +1,13 @@
 //! One sample into its place in a batch: load, flip, policy, cutout, normalise and convert.
 //!
-//! Owns the compiled recipe; `load` gives the pixels to begin with. The last step is one table
-//! look-up per byte that normalises, converts and reorders at once, straight into the memory of the
-//! batch.
+//! Owns the compiled recipe; `load` gives the pixels to begin with, `write` puts the finished ones
+//! into the memory of the batch.
 
-use half::{bf16, f16};
-
-use crate::augment::{PreparedPolicy, Scratch, cutout_box};
+use crate::augment::{Canvas, PreparedPolicy, cutout_area};
 use crate::dataset::{Content, ImageKind, Label, LabelKind, Sample, SplitInfo};
-use crate::image::Image;
 use crate::image::decode::{DecodeLimits, DecodeOptions};
-use crate::image::geometry::flip_horizontal;
+use crate::image::planar::read::RawPixels;
+use crate::image::{CropRect, Image};
 use crate::random::{Purpose, SampleRng, mix64};
 
 use super::distort::{erase, jitter};
@@ -18,6 +15,7 @@ use super::load::{LoadError, LoadScratch, Loading, Source};
 use super::mix::mix_pair;
 use super::recipe::{Dtype, Erase, Exif, Jitter, Layout, Mix, Recipe, RecipeError};
 use super::shared::SharedImage;
+use super::write::Writer;
 
 /// Parts of a slot start at a multiple of this, in bytes: a cache line, and enough for any SIMD.
 const PART_ALIGN: usize = 64;
@@ -104,9 +102,8 @@ impl SlotLayout {
 #[derive(Debug, Default)]
 pub struct RenderScratch {
     loaded: Image,
-    image: Image,
     load: LoadScratch,
-    augment: Scratch,
+    canvas: Canvas,
 }
 
 /// A recipe made ready for the samples of one split.
@@ -122,15 +119,7 @@ pub struct CompiledRecipe {
     /// normalisation and the same in every dtype.
     fill: [u8; 3],
     shape: OutputShape,
-    table: Table,
-}
-
-/// What each byte becomes, per channel.
-#[derive(Debug)]
-enum Table {
-    U8,
-    Half(Vec<[u16; 256]>),
-    F32(Vec<[f32; 256]>),
+    writer: Writer,
 }
 
 /// What a sample's random draws are keyed by.
@@ -202,7 +191,7 @@ impl CompiledRecipe {
                 layout: recipe.layout,
                 labels: recipe.output_labels(info)?,
             },
-            table: Table::new(recipe.dtype, &norms),
+            writer: Writer::new(recipe.dtype, recipe.layout, &norms),
         })
     }
 
@@ -277,6 +266,11 @@ impl CompiledRecipe {
         scratch: &mut RenderScratch,
         out: &mut [u8],
     ) -> Result<(), LoadError> {
+        if let Some((raw, rect)) = self.loading.as_it_is(source, key.rng(Purpose::Crop))? {
+            raw.read(rect, self.flips(key), scratch.canvas.start());
+            self.finish_canvas(policy, key, &mut scratch.canvas, out);
+            return Ok(());
+        }
         let mut loaded = std::mem::take(&mut scratch.loaded);
         let result = self.load(source, key, scratch, &mut loaded);
         if result.is_ok() {
@@ -309,27 +303,41 @@ impl CompiledRecipe {
         scratch: &mut RenderScratch,
         out: &mut [u8],
     ) {
-        let image = &mut scratch.image;
-        image.clone_from(loaded);
-        if self.hflip && key.rng(Purpose::Flip).coin() {
-            flip_horizontal(image);
-        }
+        let whole = CropRect { x: 0, y: 0, width: loaded.width, height: loaded.height };
+        RawPixels::from(loaded).read(whole, self.flips(key), scratch.canvas.start());
+        self.finish_canvas(policy, key, &mut scratch.canvas, out);
+    }
+
+    fn flips(&self, key: SampleKey) -> bool {
+        self.hflip && key.rng(Purpose::Flip).coin()
+    }
+
+    /// All that comes after crop and flip.
+    fn finish_canvas(
+        &self,
+        policy: &PreparedPolicy,
+        key: SampleKey,
+        canvas: &mut Canvas,
+        out: &mut [u8],
+    ) {
+        debug_assert_eq!(out.len(), self.shape.image_bytes(), "an image fills its place");
         if let Some(own) = &self.jitter {
-            jitter(image, own, &mut key.rng(Purpose::Jitter));
+            jitter(canvas, own, &mut key.rng(Purpose::Jitter));
         }
         if !policy.is_identity() {
-            policy.augment(image, &mut scratch.augment, &mut key.rng(Purpose::Policy));
+            policy.augment_canvas(canvas, &mut key.rng(Purpose::Policy));
         }
         if self.cutout > 1 {
             let mut rng = key.rng(Purpose::Cutout);
-            let centre_y = rng.below(to_u32(image.height)) as usize;
-            let centre_x = rng.below(to_u32(image.width)) as usize;
-            cutout_box(image, centre_x, centre_y, self.cutout, self.fill);
+            let (width, height) = canvas.size();
+            let centre_y = rng.below(to_u32(height)) as usize;
+            let centre_x = rng.below(to_u32(width)) as usize;
+            canvas.fill_box(cutout_area(centre_x, centre_y, self.cutout), self.fill);
         }
         if let Some(own) = &self.erase {
-            erase(image, own, self.fill, &mut key.rng(Purpose::Erase));
+            erase(canvas, own, self.fill, &mut key.rng(Purpose::Erase));
         }
-        self.write(image, out);
+        self.writer.write(canvas, out);
     }
 
     /// Whether pairs of samples are mixed.
@@ -341,50 +349,6 @@ impl CompiledRecipe {
     pub fn mix(&self, key: SampleKey, pixels: [&mut [u8]; 2], labels: [&mut [u8]; 2]) {
         if let Some(mix) = &self.mix {
             mix_pair(mix, &self.shape, &mut key.rng(Purpose::Mix), pixels, labels);
-        }
-    }
-
-    /// Normalises, converts and reorders `image` into `out`, one look-up per byte.
-    fn write(&self, image: &Image, out: &mut [u8]) {
-        debug_assert_eq!(out.len(), self.shape.image_bytes(), "an image fills its place");
-        let planar = self.shape.layout == Layout::Nchw;
-        match (&self.table, planar) {
-            (Table::U8, false) => out.copy_from_slice(&image.data),
-            (Table::U8, true) => write_planes(image, out, |_, byte| [byte]),
-            (Table::Half(table), false) => {
-                write_pixels(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
-            }
-            (Table::Half(table), true) => {
-                write_planes(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
-            }
-            (Table::F32(table), false) => {
-                write_pixels(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
-            }
-            (Table::F32(table), true) => {
-                write_planes(image, out, |c, byte| table[c][usize::from(byte)].to_ne_bytes());
-            }
-        }
-    }
-}
-
-impl Table {
-    /// `((x / 255) − mean) / std` in f32, in this order; f16 and bf16 round that to nearest even.
-    fn new(dtype: Dtype, norms: &[(f32, f32)]) -> Self {
-        let tables = norms.iter().map(|&(mean, std)| {
-            std::array::from_fn::<f32, 256, _>(|byte| {
-                let byte = u8::try_from(byte).expect("an index below 256");
-                (f32::from(byte) / 255.0 - mean) / std
-            })
-        });
-        match dtype {
-            Dtype::U8 => Self::U8,
-            Dtype::F32 => Self::F32(tables.collect()),
-            Dtype::F16 => {
-                Self::Half(tables.map(|t| t.map(|value| f16::from_f32(value).to_bits())).collect())
-            }
-            Dtype::Bf16 => {
-                Self::Half(tables.map(|t| t.map(|value| bf16::from_f32(value).to_bits())).collect())
-            }
         }
     }
 }
@@ -406,39 +370,6 @@ pub fn write_label(label: Label<'_>, out: &mut [u8]) {
             for (bytes, value) in out.chunks_exact_mut(size_of::<f32>()).zip(values) {
                 bytes.copy_from_slice(&value.to_ne_bytes());
             }
-        }
-    }
-}
-
-/// Interleaved output: element (row, column, channel) in the image's own order.
-#[inline]
-fn write_pixels<const N: usize>(
-    image: &Image,
-    out: &mut [u8],
-    value: impl Fn(usize, u8) -> [u8; N],
-) {
-    let channels = image.channels;
-    let pixels = image.data.chunks_exact(channels);
-    for (pixel, bytes) in pixels.zip(out.chunks_exact_mut(N * channels)) {
-        for (channel, (&byte, element)) in pixel.iter().zip(bytes.chunks_exact_mut(N)).enumerate() {
-            element.copy_from_slice(&value(channel, byte));
-        }
-    }
-}
-
-/// Planar output: all rows of one channel, then the next channel.
-#[inline]
-fn write_planes<const N: usize>(
-    image: &Image,
-    out: &mut [u8],
-    value: impl Fn(usize, u8) -> [u8; N],
-) {
-    let n_pixels = image.width * image.height;
-    let channels = image.channels;
-    for (channel, plane) in out.chunks_exact_mut(n_pixels * N).enumerate() {
-        let bytes = image.data[channel..].iter().step_by(channels);
-        for (&byte, element) in bytes.zip(plane.chunks_exact_mut(N)) {
-            element.copy_from_slice(&value(channel, byte));
         }
     }
 }

@@ -1,0 +1,118 @@
+//! Raw pixels into planes: a part of an image, mirrored or not, whatever its order.
+
+use super::super::geometry::{Layout, overlap};
+use super::super::simd::for_levels;
+use super::super::{CropRect, Image};
+use super::Planes;
+
+/// Pixels of an image, in any order.
+#[derive(Clone, Copy, Debug)]
+pub struct RawPixels<'a> {
+    /// `height * width * channels` bytes.
+    pub bytes: &'a [u8],
+    /// Their order.
+    pub layout: Layout,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// 1 or 3.
+    pub channels: usize,
+}
+
+impl<'a> From<&'a Image> for RawPixels<'a> {
+    fn from(image: &'a Image) -> Self {
+        let Image { width, height, channels, ref data } = *image;
+        Self { bytes: data, layout: Layout::Hwc, width, height, channels }
+    }
+}
+
+/// Where rows go from and to.
+#[derive(Clone, Copy)]
+struct Rows {
+    n: usize,
+    n_cols: usize,
+    /// Bytes from one source row to the next.
+    src_stride: usize,
+    /// Bytes from one row of a plane to the next.
+    stride: usize,
+    flip: bool,
+}
+
+impl RawPixels<'_> {
+    /// `out` becomes the part `rect`, mirrored left to right if `flip`; black where `rect` reaches
+    /// outside of the image.
+    ///
+    /// # Panics
+    /// If `bytes` is shorter than its shape says.
+    pub fn read(&self, rect: CropRect, flip: bool, out: &mut Planes) {
+        let Self { bytes, layout, width, height, channels } = *self;
+        assert!(bytes.len() >= width * height * channels, "shorter than its shape says");
+        out.reshape(rect.width, rect.height, channels);
+        let x = overlap(rect.x, rect.width, width);
+        let y = overlap(rect.y, rect.height, height);
+        let (Some((src_x, out_x, n_cols)), Some((src_y, out_y, n_rows))) = (x, y) else {
+            out.data.fill(0);
+            return;
+        };
+        if n_cols < rect.width || n_rows < rect.height {
+            out.data.fill(0);
+        }
+        let out_x = if flip { rect.width - out_x - n_cols } else { out_x };
+        let first = out_y * rect.width + out_x;
+        let start = src_y * width + src_x;
+        let stride = rect.width;
+        if layout == Layout::Hwc && channels == 3 {
+            let rows = Rows { n: n_rows, n_cols, src_stride: 3 * width, stride, flip };
+            let [red, green, blue] = out.rgb_mut().expect("three channels");
+            let planes = [&mut red[first..], &mut green[first..], &mut blue[first..]];
+            split(&bytes[3 * start..], planes, rows);
+            return;
+        }
+        let rows = Rows { n: n_rows, n_cols, src_stride: width, stride, flip };
+        let src_planes = bytes.chunks_exact(width * height);
+        for (plane, src) in out.planes_mut().zip(src_planes) {
+            copy(&src[start..], &mut plane[first..], rows);
+        }
+    }
+}
+
+for_levels! {
+    fn copy(src: &[u8], out: &mut [u8], rows: Rows) {
+        let Rows { n, n_cols, src_stride, stride, flip } = rows;
+        for row in 0..n {
+            let src = &src[row * src_stride..][..n_cols];
+            let out = &mut out[row * stride..][..n_cols];
+            if flip {
+                for (out, &byte) in out.iter_mut().rev().zip(src) {
+                    *out = byte;
+                }
+            } else {
+                out.copy_from_slice(src);
+            }
+        }
+    }
+}
+
+for_levels! {
+    fn split(src: &[u8], planes: [&mut [u8]; 3], rows: Rows) {
+        let Rows { n, n_cols, src_stride, stride, flip } = rows;
+        let [red, green, blue] = planes;
+        for row in 0..n {
+            let src = src[row * src_stride..][..3 * n_cols].as_chunks::<3>().0;
+            let at = row * stride..row * stride + n_cols;
+            let (red, green, blue) =
+                (&mut red[at.clone()], &mut green[at.clone()], &mut blue[at]);
+            let planes = red.iter_mut().zip(green).zip(blue);
+            if flip {
+                for (((r, g), b), pixel) in planes.rev().zip(src) {
+                    [*r, *g, *b] = *pixel;
+                }
+            } else {
+                for (((r, g), b), pixel) in planes.zip(src) {
+                    [*r, *g, *b] = *pixel;
+                }
+            }
+        }
+    }
+}
