@@ -1,18 +1,17 @@
 //! The plan compiler: operations on an image are put off and joined as far as they can be.
 //!
 //! A run of point operations becomes one table per channel, which is applied once: before the next
-//! operation that looks at neighbours or channels together, or by whoever writes the result. The
-//! histogram is counted once and pushed forward through every table that follows, so AutoContrast
-//! and Equalize after a point operation need no second pass over the pixels. The result equals that
+//! operation that looks at neighbours or channels together, or by whoever writes the result. A
+//! histogram is counted before those tables and pushed forward through them, so that Equalize after
+//! point operations needs no second pass that writes pixels. The result equals that
 //! of [`apply_action`](super::apply_action) for each operation in turn, bit for bit
 //! (`tests/planar_ops.rs`).
 
 use super::draw::{DrawnOp, PreparedPolicy};
 use super::resolve::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB};
 use crate::image::draw::PixelBox;
-use crate::image::enhance::blend_lut;
-use crate::image::planar::{Planes, color, geometry, lut};
-use crate::image::point::{self, Lut};
+use crate::image::planar::{Planes, color, geometry, lut, tables};
+use crate::image::point::Lut;
 use crate::random::SampleRng;
 
 /// An image under way through its operations, and the buffers for it, which are kept from image to
@@ -25,9 +24,6 @@ pub struct Canvas {
     /// Tables that are still to be applied: none, one for all channels, or one for each.
     pending: [Lut; 3],
     n_pending: usize,
-    /// Of the image with the pending tables applied; right if `is_counted`.
-    histograms: [[u32; 256]; 3],
-    is_counted: bool,
     /// Source columns of a translation.
     columns: Vec<i32>,
     /// Operations of the image at hand.
@@ -41,8 +37,6 @@ impl Default for Canvas {
             other: Planes::default(),
             pending: [[0; 256]; 3],
             n_pending: 0,
-            histograms: [[0; 256]; 3],
-            is_counted: false,
             columns: Vec::new(),
             drawn: Vec::new(),
         }
@@ -65,7 +59,7 @@ impl PreparedPolicy {
 impl Canvas {
     /// Begins another image: the planes to be filled.
     pub fn start(&mut self) -> &mut Planes {
-        (self.n_pending, self.is_counted) = (0, false);
+        self.n_pending = 0;
         &mut self.planes
     }
 
@@ -111,21 +105,20 @@ impl Canvas {
                 geometry::rotate(&self.planes, degrees, &mut self.other, &mut self.columns);
                 self.turn_over();
             }
-            Action::AutoContrast => self.push_from_histograms(point::autocontrast_lut),
-            Action::Equalize => self.push_from_histograms(point::equalize_lut),
-            Action::Invert => self.push(&point::invert_lut()),
-            Action::Solarize(threshold) => self.push(&point::solarize_lut(threshold)),
-            Action::Posterize(bits) => self.push(&point::posterize_lut(bits)),
+            Action::AutoContrast => self.auto_contrast(),
+            Action::Equalize => self.equalize(),
+            Action::Invert => self.push(&tables::invert()),
+            Action::Solarize(threshold) => self.push(&tables::solarize(threshold)),
+            Action::Posterize(bits) => self.push(&tables::posterize(bits)),
             Action::Contrast(factor) => {
                 self.flush();
-                self.push(&blend_lut(color::mean_luma(&self.planes), factor));
+                self.push(&tables::blend(color::mean_luma(&self.planes), factor));
             }
             Action::Color(factor) => {
                 self.flush();
                 color::color(&mut self.planes, factor);
-                self.is_counted = false;
             }
-            Action::Brightness(factor) => self.push(&blend_lut(0, factor)),
+            Action::Brightness(factor) => self.push(&tables::blend(0, factor)),
             Action::Sharpness(factor) => {
                 self.flush();
                 color::sharpness(&self.planes, factor, &mut self.other);
@@ -143,19 +136,16 @@ impl Canvas {
     pub fn fill_box(&mut self, area: PixelBox, fill: [u8; 3]) {
         self.flush();
         self.planes.fill_box(area, fill);
-        self.is_counted = false;
     }
 
     /// Adds `shift` (of 256, wrapping) to every pixel's hue. A gray image stays as it is.
     pub fn shift_hue(&mut self, shift: u8) {
         self.flush();
         color::shift_hue(&mut self.planes, shift);
-        self.is_counted = false;
     }
 
     fn turn_over(&mut self) {
         std::mem::swap(&mut self.planes, &mut self.other);
-        self.is_counted = false;
     }
 
     fn flush(&mut self) {
@@ -174,53 +164,52 @@ impl Canvas {
     fn push(&mut self, table: &Lut) {
         if self.n_pending == 0 {
             (self.pending[0], self.n_pending) = (*table, 1);
-        } else {
-            for before in &mut self.pending[..self.n_pending] {
-                lut::apply(before, table);
-            }
+            return;
         }
-        if self.is_counted {
-            for bins in &mut self.histograms[..self.planes.channels] {
-                lut::push_forward(bins, table);
-            }
+        for before in &mut self.pending[..self.n_pending] {
+            lut::apply(before, table);
         }
     }
 
-    /// One more table for each channel, made of the channel's histogram.
-    fn push_from_histograms(&mut self, make: impl Fn(&[u32; 256]) -> Lut) {
-        self.count();
-        let n_channels = self.planes.channels;
+    /// One more table for each channel.
+    fn push_each(&mut self, make: impl Fn(usize, &mut Self) -> Lut) {
         if self.n_pending == 1 {
             self.pending = [self.pending[0]; 3];
         }
-        let pairs = self.pending.iter_mut().zip(&mut self.histograms);
-        for (pending, bins) in pairs.take(n_channels) {
-            let table = make(bins);
-            lut::push_forward(bins, &table);
+        let n_channels = self.planes.channels;
+        for channel in 0..n_channels {
+            let table = make(channel, self);
             if self.n_pending == 0 {
-                *pending = table;
+                self.pending[channel] = table;
             } else {
-                lut::apply(pending, &table);
+                lut::apply(&mut self.pending[channel], &table);
             }
         }
         self.n_pending = n_channels;
     }
 
-    /// Makes the histograms right.
-    fn count(&mut self) {
-        if self.is_counted {
-            return;
-        }
-        for channel in 0..self.planes.channels {
-            let bins = &mut self.histograms[channel];
-            let plane = self.planes.planes().nth(channel).expect("a channel has a plane");
-            lut::histogram(plane, bins);
-            match self.n_pending {
-                0 => {}
-                1 => lut::push_forward(bins, &self.pending[0]),
-                _ => lut::push_forward(bins, &self.pending[channel]),
+    /// Needs the extremes only, which the vector instructions find faster than a histogram.
+    fn auto_contrast(&mut self) {
+        self.flush();
+        self.push_each(|channel, canvas| {
+            let (low, high) = lut::extremes(canvas.plane(channel));
+            tables::stretch(low, high)
+        });
+    }
+
+    fn equalize(&mut self) {
+        self.push_each(|channel, canvas| {
+            let mut bins = [0; 256];
+            lut::histogram(canvas.plane(channel), &mut bins);
+            if canvas.n_pending > 0 {
+                lut::push_forward(&mut bins, &canvas.pending[channel]);
             }
-        }
-        self.is_counted = true;
+            tables::equalize(&bins)
+        });
+    }
+
+    fn plane(&self, channel: usize) -> &[u8] {
+        let n_pixels = self.planes.n_pixels();
+        &self.planes.data[channel * n_pixels..][..n_pixels]
     }
 }

@@ -161,6 +161,8 @@ pub(super) struct FixedMap {
 impl FixedMap {
     /// Fraction bits.
     pub(super) const BITS: u32 = FIXED_POINT_BITS;
+    /// A step of one pixel.
+    pub(super) const ONE: i32 = 1 << FIXED_POINT_BITS;
 
     /// `None` for the maps that Pillow computes otherwise.
     pub(super) fn new(m: &AffineMatrix, width: usize, height: usize) -> Option<Self> {

@@ -55,11 +55,13 @@ pub fn lut(function: impl Fn(u8) -> u8) -> Lut {
 }
 
 /// 255 − value.
+#[inline]
 pub fn invert_lut() -> Lut {
     lut(|value| 255 - value)
 }
 
 /// Values at or above `threshold` are inverted; a fractional threshold is meant as it is.
+#[inline]
 pub fn solarize_lut(threshold: f64) -> Lut {
     lut(|value| if f64::from(value) < threshold { value } else { 255 - value })
 }
@@ -84,7 +86,6 @@ pub fn autocontrast_lut(bins: &[u32; 256]) -> Lut {
 }
 
 /// Flattens the histogram; the identity if there are too few values or too few pixels.
-#[allow(clippy::cast_possible_truncation, reason = "cut, and clipped to a byte, as is meant")]
 pub fn equalize_lut(bins: &[u32; 256]) -> Lut {
     let total: u64 = bins.iter().map(|&n| u64::from(n)).sum();
     let last = bins.iter().rfind(|&&n| n > 0).map_or(0, |&n| u64::from(n));
@@ -93,16 +94,12 @@ pub fn equalize_lut(bins: &[u32; 256]) -> Lut {
     if step == 0 {
         return lut(|value| value);
     }
-    // Whole numbers divided in floating point: ½ / step lies between a quotient's ½ more and the
-    // next integer, far more than the error of numbers this small.
-    let per_step = 1.0 / step as f64;
     let mut below = step / 2;
-    let starts: [u64; 256] = std::array::from_fn(|value| {
-        let start = below;
+    std::array::from_fn(|value| {
+        let level = below / step;
         below += u64::from(bins[value]);
-        start
-    });
-    starts.map(|below| ((below as f64 + 0.5) * per_step) as u8)
+        u8::try_from(level).unwrap_or(u8::MAX)
+    })
 }
 
 /// Applies one table to every sample, whatever its channel.

@@ -61,6 +61,32 @@ fn detect() -> Level {
     Level::Scalar
 }
 
+/// A number cut to a whole one and clipped to a byte, as `value as u8` does; in a form that
+/// compilers turn into vector instructions.
+#[inline(always)]
+#[allow(unsafe_code, reason = "the plain cast's checks keep it from being vectorised")]
+#[allow(clippy::manual_clamp, reason = "`clamp` keeps NaN, which must not be cut")]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+pub(super) fn byte_of_f32(value: f32) -> u8 {
+    // `max` gives the other number for NaN, so the result lies in the range in any case.
+    let clipped = value.max(0.0).min(255.0);
+    // SAFETY: finite and within i32's range.
+    let whole: i32 = unsafe { clipped.to_int_unchecked() };
+    whole.to_le_bytes()[0]
+}
+
+/// As [`byte_of_f32`].
+#[inline(always)]
+#[allow(unsafe_code, reason = "the plain cast's checks keep it from being vectorised")]
+#[allow(clippy::manual_clamp, reason = "`clamp` keeps NaN, which must not be cut")]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+pub(super) fn byte_of_f64(value: f64) -> u8 {
+    let clipped = value.max(0.0).min(255.0);
+    // SAFETY: finite and within i32's range.
+    let whole: i32 = unsafe { clipped.to_int_unchecked() };
+    whole.to_le_bytes()[0]
+}
+
 /// Compiles a function for each [`Level`], and calls the one of the level in use.
 macro_rules! for_levels {
     (
@@ -82,7 +108,8 @@ macro_rules! for_levels {
                     scalar($($arg),*)
                 }
 
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+                #[target_feature(enable = "avx2,fma")]
                 fn avx512($($arg: $kind),*) $(-> $result)? {
                     scalar($($arg),*)
                 }
@@ -101,3 +128,19 @@ macro_rules! for_levels {
 }
 
 pub(crate) use for_levels;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::cast_possible_truncation, reason = "what the plain cast gives is asked")]
+    fn numbers_are_cut_as_by_the_plain_cast() {
+        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 1e300, -1e300, 255.99999];
+        let values = (-3000..30_000).map(|n| f64::from(n) / 100.0).chain(odd);
+        for value in values {
+            assert_eq!(byte_of_f64(value), value as u8, "{value}");
+            assert_eq!(byte_of_f32(value as f32), value as f32 as u8, "{value}");
+        }
+    }
+}

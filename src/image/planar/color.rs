@@ -1,13 +1,21 @@
 //! Kernels that look at all channels of a pixel, or at its neighbours.
 
-use super::super::enhance::{blend, luma};
+use super::super::enhance::luma;
 use super::super::filter::smooth;
 use super::super::hsv;
-use super::super::simd::for_levels;
+use super::super::simd::{byte_of_f32, for_levels};
 use super::Planes;
 
 /// Pixels whose luma is summed in 32 bits: 2^16 · 255 is less than 2^32.
 const SUM_BLOCK: usize = 1 << 16;
+
+/// As [`super::super::enhance::blend`].
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+pub(super) fn blend(degenerate: u8, value: u8, factor: f32) -> u8 {
+    let (degenerate, value) = (f32::from(degenerate), f32::from(value));
+    byte_of_f32(degenerate + factor * (value - degenerate))
+}
 
 for_levels! {
     /// The sum of the pixels' luma.

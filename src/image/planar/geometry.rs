@@ -5,6 +5,7 @@ use super::super::geometry::{
 };
 use super::super::simd::for_levels;
 use super::Planes;
+use super::read::copy_row;
 
 /// `dst` becomes `src` seen through `matrix`, at the same size; nearest neighbour, black outside.
 /// `columns` is scratch space. See [`super::super::geometry::affine`].
@@ -21,6 +22,10 @@ pub fn affine(src: &Planes, matrix: &AffineMatrix, dst: &mut Planes, columns: &m
         }
         return;
     };
+    if map.dx_col == FixedMap::ONE && map.dy_col == 0 {
+        shift_rows(&src.data, (width, height), &map, &mut dst.data);
+        return;
+    }
     match (src.rgb(), dst.rgb_mut()) {
         (Some(src), Some(dst)) => gather_rgb(src, (width, height), &map, dst),
         _ => gather_gray(&src.data, (width, height), &map, &mut dst.data),
@@ -66,6 +71,9 @@ struct Run {
 fn span(start: i64, step: i64, per_step: f64, limit: i64, n: usize) -> (usize, usize) {
     let is_inside = |i: i64| (0..limit).contains(&(start + i * step));
     let n = i64::try_from(n).expect("image sides fit");
+    if is_inside(0) && is_inside(n - 1) {
+        return (0, usize::try_from(n).expect("not negative"));
+    }
     let (mut first, mut end) = if step == 0 {
         (0, if is_inside(0) { n } else { 0 })
     } else {
@@ -110,32 +118,44 @@ fn runs(map: &FixedMap, (width, height): (usize, usize)) -> impl Iterator<Item =
     })
 }
 
-/// Source positions of a run's pixels.
-#[inline]
-#[allow(clippy::cast_possible_truncation, reason = "the run's pixels lie inside")]
-fn sources(run: &Run, map: &FixedMap, width: usize, last: usize) -> impl Iterator<Item = usize> {
-    let (mut x, mut y) = (run.x as u32, run.y as u32);
+/// Pixels whose sources are found at once.
+const BLOCK: usize = 32;
+
+/// Source positions of the pixels from `skipped` on of a run, for a block of them.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+#[allow(clippy::cast_possible_truncation, reason = "positions in an image that lies in memory")]
+fn sources(run: &Run, skipped: usize, map: &FixedMap, width: usize) -> [u32; BLOCK] {
     let (dx, dy) = (map.dx_col.cast_unsigned(), map.dy_col.cast_unsigned());
-    std::iter::repeat_with(move || {
-        let at = (y >> FixedMap::BITS) as usize * width + (x >> FixedMap::BITS) as usize;
-        (x, y) = (x.wrapping_add(dx), y.wrapping_add(dy));
-        // Never more; it spares the check at each look-up.
-        at.min(last)
-    })
+    let skipped = skipped as u32;
+    let (x, y) = (run.x as u32, run.y as u32);
+    let mut found = [0; BLOCK];
+    for (at, found) in (skipped..).zip(&mut found) {
+        let x = x.wrapping_add(at.wrapping_mul(dx)) >> FixedMap::BITS;
+        let y = y.wrapping_add(at.wrapping_mul(dy)) >> FixedMap::BITS;
+        *found = y * width as u32 + x;
+    }
+    found
 }
 
 for_levels! {
     fn gather_rgb(src: [&[u8]; 3], size: (usize, usize), map: &FixedMap, dst: [&mut [u8]; 3]) {
-        let (width, height) = size;
-        let n_pixels = width * height;
+        let width = size.0;
+        let n_pixels = src[0].len();
         let [red, green, blue] = src.map(|plane| &plane[..n_pixels]);
         let [out_red, out_green, out_blue] = dst;
         for (row, run) in runs(map, size).enumerate() {
             let at = row * width + run.first..row * width + run.end;
-            let out_red = &mut out_red[at.clone()];
-            let out = out_red.iter_mut().zip(&mut out_green[at.clone()]).zip(&mut out_blue[at]);
-            for (((r, g), b), from) in out.zip(sources(&run, map, width, n_pixels - 1)) {
-                (*r, *g, *b) = (red[from], green[from], blue[from]);
+            let out_red = out_red[at.clone()].chunks_mut(BLOCK);
+            let out_green = out_green[at.clone()].chunks_mut(BLOCK);
+            let out = out_red.zip(out_green).zip(out_blue[at].chunks_mut(BLOCK));
+            for (block, ((out_red, out_green), out_blue)) in out.enumerate() {
+                let from = sources(&run, block * BLOCK, map, width);
+                let out = out_red.iter_mut().zip(out_green).zip(out_blue);
+                for (((r, g), b), from) in out.zip(from) {
+                    let from = from as usize;
+                    (*r, *g, *b) = (red[from], green[from], blue[from]);
+                }
             }
         }
     }
@@ -143,13 +163,34 @@ for_levels! {
 
 for_levels! {
     fn gather_gray(src: &[u8], size: (usize, usize), map: &FixedMap, dst: &mut [u8]) {
-        let (width, height) = size;
-        let n_pixels = width * height;
-        let src = &src[..n_pixels];
+        let width = size.0;
         for (row, run) in runs(map, size).enumerate() {
             let out = &mut dst[row * width + run.first..row * width + run.end];
-            for (out, from) in out.iter_mut().zip(sources(&run, map, width, n_pixels - 1)) {
-                *out = src[from];
+            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                let from = sources(&run, block * BLOCK, map, width);
+                for (out, from) in out.iter_mut().zip(from) {
+                    *out = src[from as usize];
+                }
+            }
+        }
+    }
+}
+
+for_levels! {
+    /// Rows of all planes that are only moved sideways, as by a horizontal shear.
+    fn shift_rows(src: &[u8], size: (usize, usize), map: &FixedMap, dst: &mut [u8]) {
+        let (width, height) = size;
+        for (row, run) in runs(map, size).enumerate() {
+            let n = run.end - run.first;
+            if n == 0 {
+                continue;
+            }
+            let [x, y] = [run.x, run.y].map(|at| {
+                usize::try_from(at >> FixedMap::BITS).expect("the run's pixels lie inside")
+            });
+            let planes = src.chunks_exact(width * height).zip(dst.chunks_exact_mut(width * height));
+            for (src, dst) in planes {
+                copy_row(&src[y * width + x..][..n], &mut dst[row * width + run.first..][..n]);
             }
         }
     }

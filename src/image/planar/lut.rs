@@ -1,4 +1,4 @@
-//! Tables of bytes: applied to planes, and histograms to make them from.
+//! Tables of bytes applied to planes, and what tables are made from: histograms and extremes.
 //!
 //! With AVX-512 a whole table lies in four registers; with AVX2 it is looked up in sixteen parts.
 
@@ -134,5 +134,14 @@ pub fn push_forward(bins: &mut [u32; 256], lut: &Lut) {
     let before = std::mem::replace(bins, [0; 256]);
     for (n, &becomes) in before.iter().zip(lut) {
         bins[usize::from(becomes)] += n;
+    }
+}
+
+for_levels! {
+    /// The smallest and the largest value; 255 and 0 of no bytes.
+    pub fn extremes(plane: &[u8]) -> (u8, u8) {
+        let low = plane.iter().fold(u8::MAX, |low, &byte| low.min(byte));
+        let high = plane.iter().fold(0, |high: u8, &byte| high.max(byte));
+        (low, high)
     }
 }

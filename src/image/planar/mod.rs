@@ -8,6 +8,7 @@ pub mod color;
 pub mod geometry;
 pub mod lut;
 pub mod read;
+pub mod tables;
 
 use super::draw::PixelBox;
 

@@ -39,6 +39,11 @@ struct Rows {
     flip: bool,
 }
 
+/// Bytes that are copied at once.
+const BLOCK: usize = 16;
+/// Rows longer than this are worth a call.
+const LONG: usize = 64;
+
 impl RawPixels<'_> {
     /// `out` becomes the part `rect`, mirrored left to right if `flip`; black where `rect` reaches
     /// outside of the image.
@@ -84,14 +89,50 @@ for_levels! {
             let src = &src[row * src_stride..][..n_cols];
             let out = &mut out[row * stride..][..n_cols];
             if flip {
-                for (out, &byte) in out.iter_mut().rev().zip(src) {
-                    *out = byte;
-                }
+                mirror_row(src, out);
             } else {
-                out.copy_from_slice(src);
+                copy_row(src, out);
             }
         }
     }
+}
+
+/// Copies a row in whole blocks, the last of which may overlap the one before: for short rows that
+/// is faster than a call.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+pub(super) fn copy_row(src: &[u8], out: &mut [u8]) {
+    if src.len() > LONG {
+        out.copy_from_slice(src);
+        return;
+    }
+    let (Some(src_last), Some(_)) = (src.last_chunk::<BLOCK>(), out.last_chunk_mut::<BLOCK>())
+    else {
+        out.iter_mut().zip(src).for_each(|(out, &byte)| *out = byte);
+        return;
+    };
+    let blocks = src.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0);
+    blocks.for_each(|(src, out)| *out = *src);
+    *out.last_chunk_mut().expect("asked for above") = *src_last;
+}
+
+/// As [`copy_row`], from right to left.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+fn mirror_row(src: &[u8], out: &mut [u8]) {
+    let mirrored = |block: &[u8; BLOCK]| {
+        let mut block = *block;
+        block.reverse();
+        block
+    };
+    let (Some(src_last), Some(_)) = (src.last_chunk::<BLOCK>(), out.last_chunk_mut::<BLOCK>())
+    else {
+        out.iter_mut().rev().zip(src).for_each(|(out, &byte)| *out = byte);
+        return;
+    };
+    let places = out.as_rchunks_mut::<BLOCK>().1.iter_mut().rev();
+    src.as_chunks::<BLOCK>().0.iter().zip(places).for_each(|(src, out)| *out = mirrored(src));
+    *out.first_chunk_mut().expect("asked for above") = mirrored(src_last);
 }
 
 for_levels! {
