@@ -33,6 +33,7 @@ test: setup
 	@tests/run_all
 
 bench: build
+	cargo build --release --locked --example decode_all
 	@python benches/pipeline.py
 
 clean:

@@ -54,6 +54,12 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
+def has_data(folder: Path, photos: tuple[Path, ...]) -> bool:
+    """Whether there are images, or photos to cut them from."""
+    is_made = len(list(folder.glob("*/*.jpg"))) >= N_IMAGES
+    return is_made or any(True for root in photos for _ in root.rglob("*.jp*g"))
+
+
 def make_data(folder: Path, photos: tuple[Path, ...]) -> None:
     """Cuts the images out of photos, once."""
     if len(list(folder.glob("*/*.jpg"))) >= N_IMAGES:

@@ -91,7 +91,8 @@ pub(super) fn byte_of_f64(value: f64) -> u8 {
 macro_rules! for_levels {
     (
         $(#[$meta:meta])*
-        $visibility:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block
+        $visibility:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $result:ty)?
+            $body:block
     ) => {
         $(#[$meta])*
         #[allow(unsafe_code, reason = "calls what is compiled for the instructions found")]

@@ -245,6 +245,10 @@ impl Recipe {
     /// An unknown key (the message suggests the nearest) or a value of the wrong kind.
     pub fn overridden(&self, overrides: &Map<String, Value>) -> Result<Self, RecipeError> {
         let syntax = |error: serde_json::Error| RecipeError::Syntax(error.to_string());
+        if let Some(crop) = overrides.get("crop").filter(|crop| !crop.is_object()) {
+            let shape = "a table such as {\"kind\": \"center\", \"size\": 224}";
+            return Err(value_error("crop", format!("{crop} is no crop; give {shape}")));
+        }
         let mut merged = serde_json::to_value(self).map_err(syntax)?;
         if let Value::Object(keys) = &mut merged {
             keys.extend(overrides.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -263,6 +267,9 @@ impl Recipe {
         }
         if self.cutout > IMAGE_SIDE_MAX {
             return Err(value_error("cutout", format!("at most {IMAGE_SIDE_MAX} pixels")));
+        }
+        if self.cutout == 1 {
+            return Err(value_error("cutout", "1 fills nothing: write 0 for none, or 2 and more"));
         }
         if self.policy.is_empty() {
             return Err(value_error("policy", "empty; write \"none\" for no policy"));

@@ -251,7 +251,10 @@ fn decode_whole(
     };
     let mut image = whole.spare();
     image.is_reducible = is_reducible;
-    opened.decode(&mut image.image)?;
+    if opened.decode(&mut image.image).is_err() {
+        // The part that is needed may be whole all the same; alone, only that would be asked for.
+        return Ok(None);
+    }
     let image = Arc::new(image);
     if let Some(making) = making {
         making.put(Arc::clone(&image));

@@ -22,6 +22,9 @@ const TRIAL_IMAGES: u32 = 128;
 /// again: their orders differ, or they are too far apart.
 const REST_IMAGES: u32 = 2048;
 
+/// Memory of an entry beside the pixels.
+const ENTRY_BYTES: usize = 256;
+
 /// Images whose memory is kept for the next ones.
 const SPARE_MAX: usize = 16;
 
@@ -296,12 +299,13 @@ impl Making<'_> {
         }
         members.n_put.fetch_add(1, Ordering::Relaxed);
         window.counters.decoded.fetch_add(1, Ordering::Relaxed);
-        state.bytes += image.image.data.len();
+        state.bytes += room_of(&image);
         let number = state.next_number;
         state.next_number += 1;
         let key = (members.id, self.place);
         state.images.insert(key, Entry::Ready { image, n_left, number });
         state.order.push_back((key, number));
+        state.tidy_order();
         while state.bytes > window.bytes_max
             && let Some((oldest, n)) = state.order.pop_front()
         {
@@ -352,16 +356,31 @@ impl Drop for Membership {
     }
 }
 
+/// Bytes that an image costs in the window: its pixels, and about what it takes to find it.
+fn room_of(image: &SharedImage) -> usize {
+    image.image.data.len() + ENTRY_BYTES
+}
+
 impl State {
     fn forget(&mut self, key: Key) {
         let Some(Entry::Ready { image, .. }) = self.images.remove(&key) else { return };
-        self.bytes -= image.image.data.len();
+        self.bytes -= room_of(&image);
         if self.images.is_empty() {
             self.order.clear();
         }
         // What readers still hold comes back by `give_back`.
         if let Some(image) = Arc::into_inner(image) {
             self.keep(image);
+        }
+    }
+
+    /// Leaves out entries that are gone, when there are more of these than others.
+    fn tidy_order(&mut self) {
+        let Self { images, order, .. } = self;
+        if order.len() > 2 * images.len() + SPARE_MAX {
+            order.retain(|(key, n)| {
+                matches!(images.get(key), Some(Entry::Ready { number, .. }) if number == n)
+            });
         }
     }
 

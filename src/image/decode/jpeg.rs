@@ -20,6 +20,19 @@ use super::{DecodeError, exif};
 /// hold very many.
 const SCANS_MAX: c_int = 500;
 
+/// How the messages of libjpeg-turbo's warnings begin.
+///
+/// *Source*: `jerror.h`, the messages named `JWRN_…`; errors have none of these beginnings. Without
+/// "Premature end of JPEG file", after which Pillow does not go on.
+const WARNINGS: [&str; 6] = [
+    "Corrupt JPEG data: ",
+    "Inconsistent progression sequence ",
+    "Invalid SOS parameters for sequential JPEG",
+    "Unknown Adobe color transform code ",
+    "Warning: ",
+    "Application transferred too many scanlines",
+];
+
 /// A JPEG file's colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Color {
@@ -129,12 +142,16 @@ impl Jpeg {
         Ok(OpenJpeg { jpeg: self, bytes, width, height, color, mcu, is_lossless })
     }
 
-    /// Whether the last call's failure is a warning: there is an image all the same.
+    /// Whether the last call's failure was warnings alone: there is an image all the same. The
+    /// library's own answer stays "warning" when an error follows one, but its message is the
+    /// error's then.
     #[allow(unsafe_code, reason = "see the module's Justification")]
     fn is_warning(&self) -> bool {
         // SAFETY: a live handle.
         let severity = unsafe { raw::tj3GetErrorCode(self.handle) };
+        let message = self.message();
         u32::try_from(severity) == Ok(raw::TJERR_TJERR_WARNING)
+            && WARNINGS.iter().any(|warning| message.starts_with(warning))
     }
 
     /// What the last call complained of.
@@ -175,6 +192,25 @@ fn has_end(bytes: &[u8]) -> bool {
     }
     let scan = exif::scan_start(bytes).and_then(|start| bytes.get(start..));
     scan.is_some_and(|scan| scan.windows(2).any(|pair| pair == END))
+}
+
+/// Whether the end-of-image marker is met by who goes from segment to segment: damage can make one
+/// of them swallow it.
+fn reaches_end(bytes: &[u8]) -> bool {
+    const START: u8 = 0xD8;
+    const END: u8 = 0xD9;
+
+    let Some(mut at) = exif::scan_start(bytes) else { return false };
+    while let Some(&[first, marker]) = bytes.get(at..at + 2) {
+        let is_marker = first == 0xFF && !matches!(marker, 0 | 1 | 0xD0..=0xD7 | START | 0xFF);
+        at += match bytes.get(at + 2..at + 4) {
+            _ if !is_marker => 1,
+            _ if marker == END => return true,
+            Some(&[high, low]) => 2 + usize::from(u16::from_be_bytes([high, low])),
+            _ => return false,
+        };
+    }
+    false
 }
 
 /// A file whose header was read.
@@ -250,7 +286,13 @@ impl OpenJpeg<'_> {
             return Ok(part);
         }
         if self.jpeg.is_warning() {
-            return Ok(part); // Pillow goes on, too.
+            // Pillow goes on, too, unless it needs more data than there is: all scans of a
+            // progressive file come before the first row.
+            let is_progressive = self.jpeg.get(raw::TJPARAM_TJPARAM_PROGRESSIVE) != 0;
+            if !is_progressive || reaches_end(self.bytes) {
+                return Ok(part);
+            }
+            return Err(DecodeError::damaged("a segment is longer than the file: it is cut off"));
         }
         Err(DecodeError::damaged(self.jpeg.message()))
     }

@@ -18,7 +18,7 @@ use image::metadata::Orientation;
 
 use super::{Image, channels};
 use crate::limits;
-use jpeg::{Jpeg, Part};
+use jpeg::{Jpeg, OpenJpeg, Part};
 
 /// Formats, by their first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,10 @@ pub struct Decoder {
 /// A file whose header was read and is within the limits.
 #[derive(Debug)]
 pub struct Opened<'a> {
-    decoder: &'a mut Decoder,
+    /// The decompressor, its header read; `None` for other formats.
+    jpeg: Option<OpenJpeg<'a>>,
+    buffer: &'a mut Vec<u8>,
+    unturned: &'a mut Image,
     bytes: &'a [u8],
     format: Format,
     options: DecodeOptions,
@@ -169,8 +172,10 @@ impl Decoder {
     ) -> Result<Opened<'a>, DecodeError> {
         let format = Format::of(bytes)
             .ok_or_else(|| DecodeError::UnknownFormat { found: describe(bytes) })?;
+        let Self { jpeg, buffer, unturned } = self;
+        let mut opened = None;
         let (stored, orientation, is_gray, is_reducible) = if format == Format::Jpeg {
-            let jpeg = self.jpeg.insert(Jpeg::new()?).open(bytes)?;
+            let jpeg = opened.insert(jpeg.insert(Jpeg::new()?).open(bytes)?);
             let orientation = if options.turn { exif::of_jpeg(bytes) } else { None };
             let is_reducible = jpeg.is_reducible();
             let is_gray = jpeg.color == jpeg::Color::Gray;
@@ -184,8 +189,18 @@ impl Decoder {
         };
         let orientation = orientation.unwrap_or(Orientation::NoTransforms);
         check_size(stored, &options.limits)?;
-        let decoder = self;
-        Ok(Opened { decoder, bytes, format, options, orientation, stored, is_gray, is_reducible })
+        Ok(Opened {
+            jpeg: opened,
+            buffer,
+            unturned,
+            bytes,
+            format,
+            options,
+            orientation,
+            stored,
+            is_gray,
+            is_reducible,
+        })
     }
 }
 
@@ -226,12 +241,12 @@ impl Opened<'_> {
             self.decode_stored(Area { x: 0, y: 0, width, height }, 1, out)?;
             return Ok(());
         }
-        let mut unturned = std::mem::take(&mut self.decoder.unturned);
+        let mut unturned = std::mem::take(self.unturned);
         let decoded = self.decode_stored(Area { x: 0, y: 0, width, height }, 1, &mut unturned);
         if decoded.is_ok() {
             exif::turn(&unturned, self.orientation, out);
         }
-        self.decoder.unturned = unturned;
+        *self.unturned = unturned;
         decoded.map(|_| ())
     }
 
@@ -263,14 +278,12 @@ impl Opened<'_> {
         reduce: usize,
         out: &mut Image,
     ) -> Result<Placed, DecodeError> {
-        if self.format != Format::Jpeg {
+        let Some(jpeg) = &mut self.jpeg else {
             let decoder = raster::open(self.format, self.bytes, &self.options.limits)?;
-            raster::decode(decoder, &mut self.decoder.buffer, out)?;
-            channels::convert(out, self.options.channels, &mut self.decoder.buffer);
+            raster::decode(decoder, self.buffer, out)?;
+            channels::convert(out, self.options.channels, self.buffer);
             return Ok(Placed { x: 0, y: 0, reduce: 1 });
-        }
-        let mut jpeg =
-            self.decoder.jpeg.as_mut().expect("made when it was opened").open(self.bytes)?;
+        };
         let Area { x, y, width, height } = area;
         let part = jpeg.decode_part(Part { x, y, width, height }, reduce, &mut out.data)?;
         (out.width, out.height) = (part.width, part.height);
@@ -278,7 +291,7 @@ impl Opened<'_> {
         if jpeg.color == jpeg::Color::Cmyk {
             channels::from_inverted_cmyk(out);
         }
-        channels::convert(out, self.options.channels, &mut self.decoder.buffer);
+        channels::convert(out, self.options.channels, self.buffer);
         Ok(Placed { x: part.x, y: part.y, reduce })
     }
 }

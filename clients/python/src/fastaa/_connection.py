@@ -41,6 +41,7 @@ from .errors import (
     error_from_refusal,
 )
 
+_SLOTS_PER_RELEASE = 2
 _COALESCE_SECONDS = 0.002
 """How long the thread waits for more leases to give back in the same message."""
 
@@ -114,6 +115,8 @@ class Connection:
         self._closed = False
         self._last_words_until: float | None = None
         self._releases = Releases()
+        # A message for a part of the slots, not for each: the daemon still has the others to fill.
+        self._give_back_from = max(1, welcome.n_slots // _SLOTS_PER_RELEASE)
         self._poller = zmq.Poller()
         self._poller.register(dealer, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
@@ -211,13 +214,15 @@ class Connection:
         self._check_process()
         with self._lock:
             self._check_open()
-            self._give_back()
+            if self._releases.n_waiting >= self._give_back_from:
+                self._give_back()
             while True:
                 self.torn = True
                 try:
                     frames = self._dealer.recv_multipart(zmq.NOBLOCK, copy=self._slab is not None)
                 except zmq.Again:
                     self.torn = False
+                    self._give_back()
                     self._wait()
                     continue
                 message = self._message_of(frames)

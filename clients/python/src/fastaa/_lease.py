@@ -23,9 +23,14 @@ from ._messages import SlotLease
 
 
 class _Event:
-    """A wake-up that can be waited for together with sockets."""
+    """A wake-up that can be waited for together with sockets.
+
+    `clear` lowers the flag last and `set` raises it first: who finds it raised has nothing to do,
+    because whoever clears looks for leases after that.
+    """
 
     def __init__(self) -> None:
+        self._is_set = False
         if hasattr(os, "eventfd"):
             self.read_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._write_fd = self.read_fd
@@ -33,14 +38,20 @@ class _Event:
             self.read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def set(self) -> None:
+        if self._is_set:
+            return
+        self._is_set = True
         # Full is set already. Eight bytes is what an eventfd takes; a pipe takes them as well.
         with contextlib.suppress(BlockingIOError):
             os.write(self._write_fd, b"\x01\0\0\0\0\0\0\0")
 
     def clear(self) -> None:
+        if not self._is_set:
+            return
         with contextlib.suppress(BlockingIOError):
             while os.read(self.read_fd, 4096) and self._write_fd != self.read_fd:
                 pass
+        self._is_set = False
 
     def __del__(self) -> None:
         for fd in {getattr(self, "read_fd", -1), getattr(self, "_write_fd", -1)} - {-1}:
@@ -66,6 +77,11 @@ class Releases:
     def n_alive(self) -> int:
         """Slots that this process still reads."""
         return len(self._alive)
+
+    @property
+    def n_waiting(self) -> int:
+        """Slots that wait to be given back."""
+        return len(self._waiting)
 
     def watch(self, root: Any, lease: SlotLease) -> None:
         """Gives `lease` back when `root` dies."""

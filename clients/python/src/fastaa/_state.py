@@ -10,7 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import _messages, _values
+import numpy as np
+import numpy.typing as npt
+
+from . import _digest, _messages, _values
 from ._values import shown
 from .errors import StateError
 
@@ -19,6 +22,7 @@ STATE_VERSION = 1
 EPOCHS_MAX = 1 << 40
 """Epochs of a run, by whose bits the daemon counts its random draws (`src/random.rs`)."""
 
+_FRESH_MAX = 32  # Batches that are summed at once.
 _POLICY_BYTES_MAX = 4096  # A path, at the longest.
 
 _DAMAGE_HINT = "use an older one"
@@ -39,6 +43,24 @@ class Position(NamedTuple):
     digest_since: int = 0
     is_complete: bool = False
     """The last batch was yielded; the epoch has nothing left."""
+    fresh: tuple[npt.NDArray[np.int64], ...] = ()
+    """Places of batches that are not yet in `digest`: many are summed at once, for speed."""
+
+    def after(self, offset: int, places: npt.NDArray[np.int64]) -> Position:
+        """The position behind a batch of these places, up to the global sample `offset`."""
+        fresh = (*self.fresh, places.copy())
+        position = self._replace(offset=offset, step=self.step + 1, fresh=fresh)
+        return position.settled() if len(fresh) >= _FRESH_MAX else position
+
+    def settled(self) -> Position:
+        """The same, with everything in `digest`."""
+        if not self.fresh:
+            return self
+        places = np.concatenate(self.fresh)
+        # A skipped sample was visited, too.
+        visited = np.where(places < 0, -1 - places, places)
+        digest = _digest.add(self.digest, _digest.digest_of(visited))
+        return self._replace(digest=digest, fresh=())
 
 
 def _digest_owner(request: _messages.StreamRequest) -> list[int]:
@@ -52,6 +74,7 @@ def state_of(
     position: Position, request: _messages.StreamRequest, welcome: _messages.Welcome
 ) -> dict[str, Any]:
     """The position as values that JSON knows."""
+    position = position.settled()
     if position.is_complete:
         # A finished epoch would come back as an empty one.
         position = Position(epoch=position.epoch + 1)

@@ -18,8 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
-
 from . import _digest, _messages, _reconnect, _request, _state
 from ._arrays import ArrayMaker
 from ._batch import Batch
@@ -354,16 +352,8 @@ class Loader:
             )
         arrays = self._maker.arrays(root, descriptor.n_samples)
         # A skipped sample was visited, too.
-        places = arrays.places
-        n_skipped = int(np.count_nonzero(places < 0))
-        visited = np.where(places < 0, -1 - places, places) if n_skipped else places
-        new_digest = _digest.digest_of(visited)
         self._n_received += 1
-        position = position._replace(
-            offset=descriptor.next_offset,
-            step=position.step + 1,
-            digest=_digest.add(position.digest, new_digest),
-        )
+        position = position.after(descriptor.next_offset, arrays.places)
         batch = Batch(
             arrays.images,
             arrays.labels,
@@ -374,7 +364,7 @@ class Loader:
             descriptor.policy_version,
             position.policy,
             descriptor.n_global,
-            n_skipped,
+            len(arrays.places) - len(arrays.indices),
         )
         if descriptor.last:
             self._complete(position)
@@ -383,7 +373,7 @@ class Loader:
         return batch
 
     def _complete(self, position: Position) -> None:
-        self._position = position._replace(is_complete=True)
+        self._position = position.settled()._replace(is_complete=True)
         self._finished = self._position
 
     # --- state --------------------------------------------------------------------------------
