@@ -6,7 +6,7 @@
   small-u8     as small, uint8 and not normalised
   jpeg         1,500 JPEGs of 500x375: random-resized 224, flip, autoaugment-imagenet, f32, batch 64
   jpeg0        the same without the policy
-  ready        a pixel a batch: the transport alone, batches per second
+  ready        a pixel a batch, numpy, 16 slots: the transport alone, batches per second
   broadcast-N  N members of a broadcast group who compute 4 ms on each batch: images of all a second
 
 Each figure is the median over the rounds; the consumer touches no pixel. The limits are measured in
@@ -52,6 +52,8 @@ READY: dict[str, Any] = {
     "policy": "none",
     "dtype": "u8",
     "batch_size": 1,
+    "output": "numpy",
+    "n_slots": 16,
 }
 BROADCAST: dict[str, Any] = {"policy": "none", "dtype": "u8", "batch_size": 256}
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -120,8 +122,9 @@ def measure(host: Daemon, dataset: str, seconds: float, recipe: dict[str, Any]) 
     options = {"batch_size": BATCH, **recipe}
     began, first_ms = time.perf_counter(), 0.0
     with fastaa.Loader(dataset, runtime_dir=host.runtime_dir, **options) as loader:
-        for _ in loader:
+        for images, _labels in loader:
             first_ms = first_ms or 1000 * (time.perf_counter() - began)
+            n_images = len(images)
         pid = host.process.pid
         cpu, own, n_images, n_batches = jpeg.cpu_seconds(pid), time.process_time(), 0, 0
         start = time.perf_counter()
@@ -146,7 +149,7 @@ def broadcast(host: Daemon, seconds: float, n_members: int) -> dict[str, float]:
         "options = json.loads(sys.argv[1])\n"
         "seconds = options.pop('seconds')\n"
         "with fastaa.Loader('bench', **options) as loader:\n"
-        "    for _ in loader: pass\n"
+        "    for images, _ in loader: pass\n"
         "    n, start = 0, time.perf_counter()\n"
         "    while time.perf_counter() - start < seconds:\n"
         "        for images, _ in loader:\n"
