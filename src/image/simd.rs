@@ -1,7 +1,7 @@
 //! Which vector instructions the kernels use, and how a kernel is compiled for each.
 //!
 //! Owns the choice, made once per process from what the processor has. A kernel is written once, in
-//! plain Rust, and compiled three times by [`for_levels`]: Rust's arithmetic does not depend on the
+//! plain Rust, and compiled three times by `for_levels`: Rust's arithmetic does not depend on the
 //! instructions that carry it out, so all three give the same bytes; the tests compare them.
 
 use std::sync::atomic::{AtomicU8, Ordering};
