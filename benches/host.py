@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,18 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+@contextmanager
+def serve(config: str) -> Iterator[Daemon]:
+    """A daemon that is ready, in a folder that goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix="fastaa-bench-"))
+    try:
+        with Daemon(folder, config) as started:
+            started.wait_until_ready()
+            yield started
+    finally:
+        shutil.rmtree(folder)
 
 
 def interval(values: list[float]) -> str:

@@ -34,7 +34,7 @@ from typing import Any
 
 import fastaa
 import numpy as np
-from host import Daemon
+from host import Daemon, serve
 from PIL import Image
 
 N_IMAGES = 1500
@@ -85,17 +85,12 @@ def make_data(folder: Path, photos: tuple[Path, ...]) -> None:
 @contextmanager
 def daemon(data: Path, threads: int, more: str = "") -> Iterator[Daemon]:
     """A daemon that serves the folder as `photos`."""
-    folder = Path(tempfile.mkdtemp(prefix="fastaa-bench-"))
     config = (
         f'[[dataset]]\nname = "photos"\ntrain = "{data}"\n[workers]\nthreads = {threads}\n'
         f"[search]\nenabled = false\n[telemetry]\nlog = 'error'\n{more}\n"
     )
-    try:
-        with Daemon(folder, config) as started:
-            started.wait_until_ready()
-            yield started
-    finally:
-        shutil.rmtree(folder)
+    with serve(config) as started:
+        yield started
 
 
 def cpu_seconds(pid: int) -> float:

@@ -22,7 +22,6 @@ import argparse
 import gzip
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from typing import Any
 import fastaa
 import jpeg
 import numpy as np
-from host import ROOT, Daemon
+from host import ROOT, Daemon, serve
 
 RAW = Path("/usr/share/datasets/fashion-mnist")
 N_IMAGES = 50_000
@@ -94,19 +93,14 @@ def make_dataset(folder: Path) -> None:
 @contextmanager
 def daemon(small: Path, photos: Path | None, threads: int) -> Iterator[Daemon]:
     """The release daemon on both datasets."""
-    folder = Path(tempfile.mkdtemp(prefix="fastaa-bench-"))
     config = (
         f'[[dataset]]\nname = "bench"\npath = "{small}"\n[workers]\nthreads = {threads}\n'
         "[search]\nenabled = false\n[telemetry]\nlog = 'error'\n"
     )
     if photos is not None:
         config += f'[[dataset]]\nname = "photos"\ntrain = "{photos}"\n'
-    try:
-        with Daemon(folder, config) as started:
-            started.wait_until_ready()
-            yield started
-    finally:
-        shutil.rmtree(folder)
+    with serve(config) as started:
+        yield started
 
 
 def process_status(pid: int, key: str) -> int:
