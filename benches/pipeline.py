@@ -64,7 +64,7 @@ JPEG: dict[str, dict[str, Any]] = {
     "jpeg": {**jpeg.BASE, "policy": "autoaugment-imagenet"},
     "jpeg0": {**jpeg.BASE, "policy": "none"},
 }
-# What the issue of speed compares: ours, the peer's workload and name.
+# What is compared: our workload, the peer's and its name.
 PEERS = (
     ("small", "small", "torchvision"),
     ("small", "small", "dali"),
