@@ -8,6 +8,7 @@ Data: 1,500 JPEGs of 500x375, quality 92, cut from the photos of Debian's `mate-
   -full    with decode = "full"
   share    one consumer, and three with three policies, seeds alike: the daemon's CPU per consumer's
            images, and with `images.shared_mib = 0` for comparison
+  cold     one epoch whose files are on disk alone, as a part of the rate when they are in memory
   corrupt  1 % truncated, 1 % empty, 1 % no image: rate of `substitute` and `skip`
 
 `--peer PYTHON SCRIPT` runs another loader's script (`SCRIPT WORKLOAD PEER SECONDS`, which prints
@@ -171,6 +172,31 @@ def sharing(data: Path, args: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def cold(data: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Rates of an epoch from the disk, and of the next, from memory."""
+    found: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(args.rounds):
+        with daemon(data, args.threads) as host:
+            os.sync()
+            for path in data.glob("*/*.jpg"):
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            for rates in found.values():
+                began, n_images = time.perf_counter(), 0
+                with fastaa.Loader(
+                    "photos",
+                    batch_size=BATCH,
+                    runtime_dir=host.runtime_dir,
+                    policy="autoaugment-imagenet",
+                    **BASE,
+                ) as loader:
+                    for images, _labels in loader:
+                        n_images += len(images)
+                rates.append(n_images / (time.perf_counter() - began))
+    report = {name: statistics.median(rates) for name, rates in found.items()}
+    return {**report, "cold / warm": report["cold"] / report["warm"]}
+
+
 def corrupt(data: Path, args: argparse.Namespace) -> dict[str, float]:
     """Rates with 3 % bad files, as a part of the clean rate."""
     copy = Path(tempfile.mkdtemp(prefix="fastaa-corrupt-")) / "data"
@@ -221,7 +247,7 @@ def rates(data: Path, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Prints JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["rates", "sharing", "corrupt"])
+    parser.add_argument("what", nargs="*", default=["rates", "sharing", "cold", "corrupt"])
     parser.add_argument("--data", type=Path, default=Path("/tmp/fastaa-jpeg"))
     parser.add_argument("--photos", type=Path, nargs="*", default=PHOTOS)
     parser.add_argument("--rounds", type=int, default=5)
@@ -230,7 +256,7 @@ def main() -> None:
     parser.add_argument("--peer", nargs="*", default=[], metavar="WORD")
     args = parser.parse_args()
     make_data(args.data, tuple(args.photos))
-    parts = {"rates": rates, "sharing": sharing, "corrupt": corrupt}
+    parts = {"rates": rates, "sharing": sharing, "cold": cold, "corrupt": corrupt}
     report = {name: parts[name](args.data, args) for name in args.what}
     print(json.dumps(report, indent=2))
 

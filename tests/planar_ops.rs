@@ -8,7 +8,7 @@ use fastaa::image::geometry::{Layout, crop_into, flip_horizontal};
 use fastaa::image::planar::Planes;
 use fastaa::image::planar::read::RawPixels;
 use fastaa::image::simd::{self, Level};
-use fastaa::image::{CropRect, Image};
+use fastaa::image::{CropRect, Image, PADDED};
 use fastaa::policy::{Op, OpsProfile};
 use fastaa::random::{Purpose, SampleRng};
 
@@ -69,6 +69,13 @@ fn interleaved(planes: &Planes) -> Image {
     Image { width, height, channels, data }
 }
 
+/// The same picture with a fourth byte to each pixel, which nobody must look at.
+fn padded(image: &Image) -> Image {
+    let pixels = image.data.as_chunks::<3>().0.iter();
+    let data = pixels.flat_map(|&[r, g, b]| [r, g, b, r ^ g ^ b]).collect();
+    Image { channels: PADDED, data, ..*image }
+}
+
 #[test]
 fn operations_joined_on_a_canvas_equal_them_one_by_one() {
     for level in levels() {
@@ -117,6 +124,11 @@ fn crops_are_read_from_either_order_mirrored_or_not() {
             let raw = RawPixels { bytes, layout, width, height, channels };
             raw.read(rect, flip, &mut planes);
             assert!(interleaved(&planes) == expected, "{level:?}, case {case}: {rect:?} {flip}");
+            if channels == 3 && layout == Layout::Hwc {
+                let image = padded(&image);
+                RawPixels::from(&image).read(rect, flip, &mut planes);
+                assert!(interleaved(&planes) == expected, "{level:?}, case {case}: padded");
+            }
         }
     }
 }

@@ -172,6 +172,12 @@ impl Split for ArrowSplit {
         Ok(Sample { content, label })
     }
 
+    fn will_need(&self, sample_idx: u64) {
+        if let Ok(sample) = self.sample(sample_idx, &mut Vec::new()) {
+            self.map.will_need(sample.content.bytes());
+        }
+    }
+
     fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
         let (batch, row) = self.locate(sample_idx);
         let bytes = self.map.bytes();

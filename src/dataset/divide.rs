@@ -95,6 +95,10 @@ impl Split for Subset {
         self.whole.sample(self.of_whole(sample_idx), buffer)
     }
 
+    fn will_need(&self, sample_idx: u64) {
+        self.whole.will_need(self.of_whole(sample_idx));
+    }
+
     fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
         self.whole.label(self.of_whole(sample_idx))
     }

@@ -73,6 +73,19 @@ impl Map {
         }
     }
 
+    /// Starts reading a part of the map that will be needed soon. Small parts are left to the
+    /// system's read-ahead, which fetches their neighbours as well.
+    pub(super) fn will_need(&self, part: &[u8]) {
+        let Some(start) = part.as_ptr().addr().checked_sub(self.bytes.as_ptr().addr()) else {
+            return;
+        };
+        let is_inside = start.checked_add(part.len()).is_some_and(|end| end <= self.bytes.len());
+        if is_inside && part.len() > RANDOM_SAMPLE_BYTES_MAX {
+            // A hint, as above.
+            let _ = self.bytes.advise_range(Advice::WillNeed, start, part.len());
+        }
+    }
+
     /// A part of the file as little-endian `f32`; `None` if it is outside the file, not aligned to
     /// 4 bytes, or not a whole number of elements.
     #[inline]

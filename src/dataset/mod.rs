@@ -77,6 +77,16 @@ pub enum Content<'a> {
     Encoded(&'a [u8]),
 }
 
+impl<'a> Content<'a> {
+    /// The bytes of the pixels or the file.
+    pub fn bytes(&self) -> &'a [u8] {
+        match *self {
+            Self::Raw(RawImage { pixels: Pixels::Hwc(bytes) | Pixels::Chw(bytes), .. })
+            | Self::Encoded(bytes) => bytes,
+        }
+    }
+}
+
 /// One sample, borrowed from the map or from the reader's buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
@@ -187,6 +197,16 @@ pub trait Split: Send + Sync + fmt::Debug {
     /// # Panics
     /// If `sample_idx` is not below `n_samples`.
     fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError>;
+
+    /// A hint that the sample will be read soon: starts reading it into memory if it is not there.
+    /// May wait a little for the disk, says nothing of errors, and does nothing where the system's
+    /// own read-ahead is as good.
+    ///
+    /// # Panics
+    /// If `sample_idx` is not below `n_samples`.
+    fn will_need(&self, sample_idx: u64) {
+        let _ = sample_idx;
+    }
 
     /// What a message calls the sample: its file, or its place in the split's.
     fn sample_name(&self, sample_idx: u64) -> String {

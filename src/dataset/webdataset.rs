@@ -111,6 +111,12 @@ impl Split for WebSplit {
         Ok(Sample { content: Content::Encoded(image), label: Label::Class(class) })
     }
 
+    fn will_need(&self, sample_idx: u64) {
+        if let Ok(sample) = self.sample(sample_idx, &mut Vec::new()) {
+            self.place(sample_idx).0.will_need(sample.content.bytes());
+        }
+    }
+
     fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
         Ok(Label::Class(self.place(sample_idx).1.class))
     }

@@ -20,14 +20,18 @@ pub mod point;
 pub mod resize;
 pub mod simd;
 
-/// One decoded image: 8-bit samples, interleaved rows (height × width × channels), no padding.
+/// Channels of a padded image: RGB, and a byte that means nothing. Decoder and resizing are faster
+/// on four bytes than on three; only what lies between a file and planes knows such images.
+pub const PADDED: usize = 4;
+
+/// One decoded image: 8-bit samples, interleaved rows (height × width × channels).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     /// Columns, in pixels.
     pub width: usize,
     /// Rows, in pixels.
     pub height: usize,
-    /// 1 (gray) or 3 (RGB).
+    /// 1 (gray) or 3 (RGB), or [`PADDED`].
     pub channels: usize,
     /// `height * width * channels` bytes.
     pub data: Vec<u8>,

@@ -7,7 +7,7 @@ use fast_image_resize::images::{CroppedImage, Image as View, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::geometry::{Layout, crop_into};
-use super::{CropRect, Image};
+use super::{CropRect, Image, PADDED};
 
 /// Pixels of the result that the bilinear filter reaches, and one for rounding.
 const MARGIN: usize = 2;
@@ -136,7 +136,11 @@ fn view_of(src: &Image) -> ImageRef<'_> {
 }
 
 fn pixel_type(channels: usize) -> PixelType {
-    if channels == 1 { PixelType::U8 } else { PixelType::U8x3 }
+    match channels {
+        1 => PixelType::U8,
+        PADDED => PixelType::U8x4,
+        _ => PixelType::U8x3,
+    }
 }
 
 fn to_u32(side: usize) -> u32 {
@@ -146,4 +150,47 @@ fn to_u32(side: usize) -> u32 {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a side of an image")]
 fn to_usize(side: f64) -> usize {
     side as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::PADDED;
+
+    #[test]
+    fn padded_pixels_are_resized_as_the_others_are() {
+        let (width, height) = (97, 61);
+        let mut state = 1_u32;
+        let mut byte = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        };
+        let data: Vec<u8> = (0..width * height * 3).map(|_| byte()).collect();
+        let pixels = data.as_chunks::<3>().0.iter();
+        let padded = pixels.flat_map(|&[r, g, b]| [r, g, b, r ^ b]).collect();
+        let image = Image { width, height, channels: 3, data };
+        let padded = Image { width, height, channels: PADDED, data: padded };
+        let mut scaler = Scaler::default();
+        let (mut expected, mut found) = (Image::default(), Image::default());
+        let sizes = [(5, 7), (40, 40), (64, 32), (97, 61), (200, 130)];
+        let frames = [(0.0, 0.0, 97.0, 61.0), (3.25, 7.5, 60.5, 41.75), (96.0, 60.0, 1.0, 1.0)];
+        let colours = |image: &Image| {
+            assert_eq!(image.channels, PADDED);
+            let pixels = image.data.as_chunks::<4>().0.iter();
+            pixels.flat_map(|&[r, g, b, _]| [r, g, b]).collect::<Vec<_>>()
+        };
+        for size in sizes {
+            for (x, y, width, height) in frames {
+                let frame = Frame { x, y, width, height };
+                scaler.resize(&image, frame, size, &mut expected);
+                scaler.resize(&padded, frame, size, &mut found);
+                assert!(colours(&found) == expected.data, "{frame:?} to {size:?}");
+            }
+            let frame = Frame { x: 0.0, y: 0.0, width: 97.0, height: 61.0 };
+            let rect = CropRect { x: 2, y: 3, width: 3, height: 4 };
+            scaler.resize_part(&image, frame, size, rect, &mut expected);
+            scaler.resize_part(&padded, frame, size, rect, &mut found);
+            assert!(colours(&found) == expected.data, "{rect:?} of {size:?}");
+        }
+    }
 }

@@ -4,8 +4,9 @@
 //! memory that somebody lends. Knows nothing of sockets, sessions or who reads the batch.
 //!
 //! **Invariant**: a sample's bytes depend on (dataset, recipe, seed, epoch, sample, policy) alone;
-//! nothing here reads a clock, a thread id or a shared generator.
+//! nothing that makes them reads a clock, a thread id or a shared generator.
 
+mod ahead;
 mod distort;
 pub mod gaps;
 pub mod load;

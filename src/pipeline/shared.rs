@@ -12,8 +12,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::image::Image;
 use crate::image::decode::DecodeOptions;
+use crate::image::{Image, PADDED};
 
 /// Images after which it is asked whether anybody took them.
 const TRIAL_IMAGES: u32 = 128;
@@ -244,7 +244,8 @@ impl Membership {
         if let Some(image) = ready {
             return Claim::Ready(image);
         }
-        let bytes = n_pixels.saturating_mul(self.kind.options.channels);
+        let pixel_bytes = if self.kind.options.channels == 1 { 1 } else { PADDED };
+        let bytes = n_pixels.saturating_mul(pixel_bytes);
         if bytes.saturating_mul(2) > self.window.bytes_max || !self.members.should_try() {
             return Claim::Alone;
         }

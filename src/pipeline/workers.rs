@@ -19,6 +19,7 @@ use crate::augment::PreparedPolicy;
 use crate::dataset::Split;
 use crate::limits::CHUNK_QUEUE_MAX;
 
+use super::ahead::{Ahead, Soon};
 use super::gaps::{Part, close_gaps, skipped_mark};
 use super::order::EpochOrder;
 use super::recipe::OnError;
@@ -161,6 +162,7 @@ pub struct WorkerPool {
     reporter: Arc<Reporter>,
     threads: Vec<JoinHandle<()>>,
     counters: Arc<WorkerCounters>,
+    ahead: Ahead,
 }
 
 impl WorkerPool {
@@ -185,7 +187,8 @@ impl WorkerPool {
             })
             .collect::<Result<_, _>>()?;
         let (chunks, backlog) = (Some(chunk_sender), VecDeque::new());
-        Ok(Self { chunks, backlog, finished, reporter, threads, counters })
+        let ahead = Ahead::start()?;
+        Ok(Self { chunks, backlog, finished, reporter, threads, counters, ahead })
     }
 
     /// Number of threads.
@@ -211,6 +214,12 @@ impl WorkerPool {
         let per_chunk =
             if job.spec.recipe.mixes() { per_chunk.next_multiple_of(2) } else { per_chunk };
         let first_position = job.first_position;
+        self.ahead.offer(|| Soon {
+            spec: Arc::clone(&job.spec),
+            order: Arc::clone(&job.order),
+            first_position,
+            n_samples: n_samples as u64,
+        });
         let shared = Arc::new(SharedJob {
             job,
             error: Mutex::new(None),

@@ -133,6 +133,12 @@ impl Split for HfSplit {
         Ok(Sample { content: Content::Encoded(image), label })
     }
 
+    fn will_need(&self, sample_idx: u64) {
+        if let Ok(sample) = self.sample(sample_idx, &mut Vec::new()) {
+            self.locate(sample_idx).0.will_need(sample.content.bytes());
+        }
+    }
+
     fn label(&self, sample_idx: u64) -> Result<Label<'_>, DatasetError> {
         let (map, batch, row) = self.locate(sample_idx);
         let class = batch.class(map.bytes(), row);

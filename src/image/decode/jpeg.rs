@@ -14,6 +14,7 @@ use std::ffi::{CStr, c_int};
 
 use turbojpeg_sys as raw;
 
+use super::super::PADDED;
 use super::{DecodeError, exif};
 
 /// Most scans of a progressive file: each costs a pass over the whole image, and a small file can
@@ -44,19 +45,13 @@ pub(super) enum Color {
 }
 
 impl Color {
-    pub(super) fn channels(self) -> usize {
+    /// How the library writes these colours: bytes of a pixel, and its name for them.
+    fn format(self, is_padded: bool) -> (usize, c_int) {
         match self {
-            Self::Gray => 1,
-            Self::Rgb => 3,
-            Self::Cmyk => 4,
-        }
-    }
-
-    fn pixel_format(self) -> c_int {
-        match self {
-            Self::Gray => raw::TJPF_TJPF_GRAY,
-            Self::Rgb => raw::TJPF_TJPF_RGB,
-            Self::Cmyk => raw::TJPF_TJPF_CMYK,
+            Self::Gray => (1, raw::TJPF_TJPF_GRAY),
+            Self::Rgb if is_padded => (PADDED, raw::TJPF_TJPF_RGBX),
+            Self::Rgb => (3, raw::TJPF_TJPF_RGB),
+            Self::Cmyk => (4, raw::TJPF_TJPF_CMYK),
         }
     }
 }
@@ -234,7 +229,8 @@ impl OpenJpeg<'_> {
     }
 
     /// Decodes at least `wanted`, a part of the image reduced to 1/`reduce` (1, 2, 4 or 8; sides
-    /// are rounded up), into `out` without padding; gives the part that it is.
+    /// are rounded up), into `out`: RGB as [`PADDED`] pixels if `is_padded`. Gives the part that it
+    /// is, and the bytes of a pixel.
     ///
     /// # Errors
     /// The file is damaged or cut off.
@@ -246,9 +242,11 @@ impl OpenJpeg<'_> {
         &mut self,
         wanted: Part,
         reduce: usize,
+        is_padded: bool,
         out: &mut Vec<u8>,
-    ) -> Result<Part, DecodeError> {
+    ) -> Result<(Part, usize), DecodeError> {
         let part = self.decodable(wanted, reduce);
+        let (pixel_bytes, pixel_format) = self.color.format(is_padded);
         let handle = self.jpeg.handle;
         let int = |value: usize| c_int::try_from(value).expect("image sides fit C's int");
         let scale = raw::tjscalingfactor { num: 1, denom: int(reduce) };
@@ -266,7 +264,7 @@ impl OpenJpeg<'_> {
         if !is_set {
             return Err(DecodeError::damaged(self.jpeg.message()));
         }
-        let pitch = part.width * self.color.channels();
+        let pitch = part.width * pixel_bytes;
         out.resize(pitch * part.height, 0);
         // SAFETY: the handle is alive; `bytes` is a live slice that C only reads. C writes
         // `part.height` rows of `part.width` pixels, which is what the region says and C has
@@ -279,18 +277,18 @@ impl OpenJpeg<'_> {
                 self.bytes.len() as raw::size_t,
                 out.as_mut_ptr(),
                 int(pitch),
-                self.color.pixel_format(),
+                pixel_format,
             )
         };
         if code == 0 {
-            return Ok(part);
+            return Ok((part, pixel_bytes));
         }
         if self.jpeg.is_warning() {
             // Pillow goes on, too, unless it needs more data than there is: all scans of a
             // progressive file come before the first row.
             let is_progressive = self.jpeg.get(raw::TJPARAM_TJPARAM_PROGRESSIVE) != 0;
             if !is_progressive || reaches_end(self.bytes) {
-                return Ok(part);
+                return Ok((part, pixel_bytes));
             }
             return Err(DecodeError::damaged("a segment is longer than the file: it is cut off"));
         }

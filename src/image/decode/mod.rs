@@ -16,7 +16,7 @@ mod raster;
 
 use image::metadata::Orientation;
 
-use super::{Image, channels};
+use super::{Image, PADDED, channels};
 use crate::limits;
 use jpeg::{Jpeg, OpenJpeg, Part};
 
@@ -238,11 +238,12 @@ impl Opened<'_> {
     pub fn decode(&mut self, out: &mut Image) -> Result<(), DecodeError> {
         let (width, height) = self.stored;
         if self.orientation == Orientation::NoTransforms {
-            self.decode_stored(Area { x: 0, y: 0, width, height }, 1, out)?;
+            self.decode_stored(Area { x: 0, y: 0, width, height }, 1, false, out)?;
             return Ok(());
         }
         let mut unturned = std::mem::take(self.unturned);
-        let decoded = self.decode_stored(Area { x: 0, y: 0, width, height }, 1, &mut unturned);
+        let whole = Area { x: 0, y: 0, width, height };
+        let decoded = self.decode_stored(whole, 1, false, &mut unturned);
         if decoded.is_ok() {
             exif::turn(&unturned, self.orientation, out);
         }
@@ -251,7 +252,7 @@ impl Opened<'_> {
     }
 
     /// Decodes at least `area` (in pixels of the image as it is shown), reduced to 1/`reduce`,
-    /// which [`Self::reduction`] gave.
+    /// which [`Self::reduction`] gave. A colour image may come [`PADDED`](super::PADDED).
     ///
     /// # Errors
     /// The file is damaged or cut off.
@@ -268,7 +269,8 @@ impl Opened<'_> {
         let (x, y) = (area.x / reduce, area.y / reduce);
         let width = (area.x + area.width).div_ceil(reduce) - x;
         let height = (area.y + area.height).div_ceil(reduce) - y;
-        self.decode_stored(Area { x, y, width, height }, reduce, out)
+        let is_padded = self.options.channels == 3;
+        self.decode_stored(Area { x, y, width, height }, reduce, is_padded, out)
     }
 
     /// Decodes an area of the (reduced) image as it is stored, in the colours wanted.
@@ -276,6 +278,7 @@ impl Opened<'_> {
         &mut self,
         area: Area,
         reduce: usize,
+        is_padded: bool,
         out: &mut Image,
     ) -> Result<Placed, DecodeError> {
         let Some(jpeg) = &mut self.jpeg else {
@@ -285,13 +288,16 @@ impl Opened<'_> {
             return Ok(Placed { x: 0, y: 0, reduce: 1 });
         };
         let Area { x, y, width, height } = area;
-        let part = jpeg.decode_part(Part { x, y, width, height }, reduce, &mut out.data)?;
+        let wanted = Part { x, y, width, height };
+        let (part, pixel_bytes) = jpeg.decode_part(wanted, reduce, is_padded, &mut out.data)?;
         (out.width, out.height) = (part.width, part.height);
-        out.channels = jpeg.color.channels();
+        out.channels = pixel_bytes;
         if jpeg.color == jpeg::Color::Cmyk {
             channels::from_inverted_cmyk(out);
         }
-        channels::convert(out, self.options.channels, self.buffer);
+        if out.channels != PADDED {
+            channels::convert(out, self.options.channels, self.buffer);
+        }
         Ok(Placed { x: part.x, y: part.y, reduce })
     }
 }

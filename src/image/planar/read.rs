@@ -2,7 +2,7 @@
 
 use super::super::geometry::{Layout, overlap};
 use super::super::simd::for_levels;
-use super::super::{CropRect, Image};
+use super::super::{CropRect, Image, PADDED};
 use super::Planes;
 
 /// Pixels of an image, in any order.
@@ -16,7 +16,7 @@ pub struct RawPixels<'a> {
     pub width: usize,
     /// Rows.
     pub height: usize,
-    /// 1 or 3.
+    /// 1, 3 or (interleaved) [`PADDED`].
     pub channels: usize,
 }
 
@@ -32,7 +32,7 @@ impl<'a> From<&'a Image> for RawPixels<'a> {
 struct Rows {
     n: usize,
     n_cols: usize,
-    /// Bytes from one source row to the next.
+    /// Pixels from one source row to the next.
     src_stride: usize,
     /// Bytes from one row of a plane to the next.
     stride: usize,
@@ -53,7 +53,7 @@ impl RawPixels<'_> {
     pub fn read(&self, rect: CropRect, flip: bool, out: &mut Planes) {
         let Self { bytes, layout, width, height, channels } = *self;
         assert!(bytes.len() >= width * height * channels, "shorter than its shape says");
-        out.reshape(rect.width, rect.height, channels);
+        out.reshape(rect.width, rect.height, channels.min(3));
         let x = overlap(rect.x, rect.width, width);
         let y = overlap(rect.y, rect.height, height);
         let (Some((src_x, out_x, n_cols)), Some((src_y, out_y, n_rows))) = (x, y) else {
@@ -67,11 +67,16 @@ impl RawPixels<'_> {
         let first = out_y * rect.width + out_x;
         let start = src_y * width + src_x;
         let stride = rect.width;
-        if layout == Layout::Hwc && channels == 3 {
-            let rows = Rows { n: n_rows, n_cols, src_stride: 3 * width, stride, flip };
+        if layout == Layout::Hwc && channels > 1 {
+            let rows = Rows { n: n_rows, n_cols, src_stride: width, stride, flip };
             let [red, green, blue] = out.rgb_mut().expect("three channels");
             let planes = [&mut red[first..], &mut green[first..], &mut blue[first..]];
-            split(&bytes[3 * start..], planes, rows);
+            let src = &bytes[channels * start..];
+            if channels == PADDED {
+                split_padded(src, planes, rows);
+            } else {
+                split(src, planes, rows);
+            }
             return;
         }
         let rows = Rows { n: n_rows, n_cols, src_stride: width, stride, flip };
@@ -137,22 +142,34 @@ fn mirror_row(src: &[u8], out: &mut [u8]) {
 
 for_levels! {
     fn split(src: &[u8], planes: [&mut [u8]; 3], rows: Rows) {
-        let Rows { n, n_cols, src_stride, stride, flip } = rows;
-        let [red, green, blue] = planes;
-        for row in 0..n {
-            let src = src[row * src_stride..][..3 * n_cols].as_chunks::<3>().0;
-            let at = row * stride..row * stride + n_cols;
-            let (red, green, blue) =
-                (&mut red[at.clone()], &mut green[at.clone()], &mut blue[at]);
-            let planes = red.iter_mut().zip(green).zip(blue);
-            if flip {
-                for (((r, g), b), pixel) in planes.rev().zip(src) {
-                    [*r, *g, *b] = *pixel;
-                }
-            } else {
-                for (((r, g), b), pixel) in planes.zip(src) {
-                    [*r, *g, *b] = *pixel;
-                }
+        split_rows::<3>(src, planes, rows);
+    }
+}
+
+for_levels! {
+    fn split_padded(src: &[u8], planes: [&mut [u8]; 3], rows: Rows) {
+        split_rows::<PADDED>(src, planes, rows);
+    }
+}
+
+/// Rows of pixels of `C` bytes into planes.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "the body must take its caller's instructions")]
+fn split_rows<const C: usize>(src: &[u8], planes: [&mut [u8]; 3], rows: Rows) {
+    let Rows { n, n_cols, src_stride, stride, flip } = rows;
+    let [red, green, blue] = planes;
+    for row in 0..n {
+        let src = src[row * C * src_stride..][..C * n_cols].as_chunks::<C>().0;
+        let at = row * stride..row * stride + n_cols;
+        let (red, green, blue) = (&mut red[at.clone()], &mut green[at.clone()], &mut blue[at]);
+        let planes = red.iter_mut().zip(green).zip(blue);
+        if flip {
+            for (((r, g), b), pixel) in planes.rev().zip(src) {
+                (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
+            }
+        } else {
+            for (((r, g), b), pixel) in planes.zip(src) {
+                (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
             }
         }
     }
