@@ -3,7 +3,8 @@
 //!
 //! Modules are listed from the bottom up. A module imports only those above it in this list;
 //! `tests/tidy.rs` holds the exact table. The module `ctl` is no part of the library: only
-//! `src/bin/fastaa-ctl.rs` compiles it.
+//! `src/bin/fastaa-ctl.rs` compiles it. `tensor` lies in the folder of `augment`, but is no part of
+//! that module, which the program compiles as well: it must not need libtorch.
 
 pub mod limits;
 pub mod random;
@@ -13,6 +14,9 @@ pub mod image;
 pub mod policy;
 
 pub mod augment;
+#[cfg(feature = "torch")]
+#[path = "augment/tensor/mod.rs"]
+pub mod tensor;
 
 pub mod pipeline;
 

@@ -1,64 +1,27 @@
 //! The plan compiler and its planar kernels against the plain ones, bit for bit, with each set of
 //! vector instructions that this machine has.
 
+mod ops_support;
+
 use std::collections::BTreeSet;
 
-use fastaa::augment::{Action, Canvas, Scratch, apply_action, resolve};
+use fastaa::augment::{Canvas, Scratch, apply_action};
 use fastaa::image::geometry::{Layout, crop_into, flip_horizontal};
 use fastaa::image::planar::Planes;
 use fastaa::image::planar::read::RawPixels;
 use fastaa::image::simd::{self, Level};
 use fastaa::image::{CropRect, Image, PADDED};
-use fastaa::policy::{Op, OpsProfile};
 use fastaa::random::{Purpose, SampleRng};
 
+use ops_support::{below, random_action, random_image};
+
 const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
-const PROFILES: [OpsProfile; 3] =
-    [OpsProfile::Fastaa, OpsProfile::Torchvision, OpsProfile::TrivialWide];
-const SIDES: [u32; 14] = [1, 2, 3, 4, 5, 7, 16, 28, 32, 33, 61, 64, 65, 130];
 const N_CASES: u64 = 6000;
 
 /// The levels of this machine.
 fn levels() -> Vec<Level> {
     let found: BTreeSet<Level> = LEVELS.map(simd::limit).into();
     found.into_iter().collect()
-}
-
-fn below(rng: &mut SampleRng, n: u32) -> usize {
-    rng.below(n) as usize
-}
-
-fn random_image(rng: &mut SampleRng) -> Image {
-    let mut side = || SIDES[rng.below(14) as usize] as usize;
-    let (width, height) = (side(), side());
-    let channels = if rng.coin() { 3 } else { 1 };
-    let mut image = Image::black(width, height, channels);
-    let (lo, hi) = match rng.below(4) {
-        0 => (17, 17),
-        1 => (100, 140),
-        2 => (0, 1),
-        _ => (0, 255),
-    };
-    image.data.fill_with(|| u8::try_from(lo + rng.below(hi - lo + 1)).expect("a byte"));
-    image
-}
-
-fn random_action(rng: &mut SampleRng, size: (usize, usize)) -> Action {
-    let any = |rng: &mut SampleRng, span: f64| span * (2.0 * rng.unit() - 1.0);
-    match rng.below(12) {
-        // What no policy draws, but the kernels can do: exact turns, and maps of all three ways.
-        0 => Action::Rotate(90.0 * f64::from(rng.below(8)) - 360.0),
-        1 => Action::Affine(std::array::from_fn(|n| any(rng, if n % 3 == 2 { 50.0 } else { 2.0 }))),
-        2 => Action::Affine([any(rng, 1e3), 1.0, any(rng, 1e5), 0.5, any(rng, 3.0), any(rng, 9.0)]),
-        3 => Action::Affine([any(rng, 2.0), 0.0, any(rng, 9.0), 0.0, any(rng, 2.0), 0.0]),
-        _ => {
-            let op = Op::ALL[below(rng, 15)];
-            let profile = PROFILES[below(rng, 3)];
-            let lambda = if rng.below(8) == 0 { 1.0 } else { rng.unit() };
-            let centre = (rng.unit() * size.0 as f64, rng.unit() * size.1 as f64);
-            resolve(op, profile, lambda, rng.coin(), size, centre)
-        }
-    }
 }
 
 fn interleaved(planes: &Planes) -> Image {

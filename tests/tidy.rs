@@ -45,7 +45,7 @@ const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["src/transport/wire.rs"]),
     ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
     ("nvml_wrapper", &["src/idle/nvml.rs"]),
-    ("tch", &["src/search/torch/"]),
+    ("tch", &["src/search/torch/", "src/augment/tensor/"]),
     ("optimizer", &["src/search/proposer.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),
     // ctl's packer and its search without a daemon need signal handlers, and no second crate for

@@ -85,12 +85,12 @@ fn affine_pixels<const C: usize>(
 
 /// A non-negative coordinate cut to an integer; -1 for all that are left of or above the image.
 #[allow(clippy::cast_possible_truncation, reason = "cutting the fraction off is the point")]
-fn source_coord(value: f64) -> i32 {
+pub(super) fn source_coord(value: f64) -> i32 {
     if value < 0.0 { -1 } else { value as i32 }
 }
 
 /// Whether a coordinate lies in `0..size`.
-fn inside(coord: i32, size: usize) -> bool {
+pub(super) fn inside(coord: i32, size: usize) -> bool {
     coord >= 0 && (coord as usize) < size
 }
 

@@ -19,6 +19,7 @@ pub mod planar;
 pub mod point;
 pub mod resize;
 pub mod simd;
+pub mod sources;
 
 /// Channels of a padded image: RGB, and a byte that means nothing. Decoder and resizing are faster
 /// on four bytes than on three; only what lies between a file and planes knows such images.

@@ -106,7 +106,9 @@ def test_the_wait_for_a_full_queue_ends(
         ({"hflop": True}, fastaa.InvalidRequestError, "hflop"),
         ({"dtype": "f64"}, fastaa.InvalidRequestError, "f64"),
         ({"crop": {"kind": "magic"}}, fastaa.InvalidRequestError, "magic"),
-        ({"device": "cuda:0"}, fastaa.UnsupportedError, "cuda:0"),
+        ({"device": "mps"}, fastaa.UnsupportedError, "mps"),
+        ({"device": "gpu"}, fastaa.InvalidRequestError, "gpu"),
+        ({"device": "cuda:0", "output": "numpy"}, fastaa.InvalidRequestError, "numpy"),
         ({"output": "jax"}, fastaa.InvalidRequestError, "jax"),
     ],
 )

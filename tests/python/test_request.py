@@ -166,14 +166,6 @@ def test_a_policy_that_is_no_string_is_refused(policy: Any) -> None:
         _request.recipe(policy, {})
 
 
-def test_devices_other_than_the_cpu_come_later() -> None:
-    _request.check_device(None)
-    _request.check_device("cpu")
-    with pytest.raises(fastaa.UnsupportedError, match="later version") as caught:
-        _request.check_device("cuda:0")
-    assert isinstance(caught.value, NotImplementedError)
-
-
 def test_tcp_wants_an_address_and_a_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("secret\n")

@@ -252,7 +252,7 @@ impl Opened<'_> {
     }
 
     /// Decodes at least `area` (in pixels of the image as it is shown), reduced to 1/`reduce`,
-    /// which [`Self::reduction`] gave. A colour image may come [`PADDED`](super::PADDED).
+    /// which [`Self::reduction`] gave. A colour image may come [`PADDED`].
     ///
     /// # Errors
     /// The file is damaged or cut off.

@@ -229,6 +229,11 @@ class Connection:
                 if message is not None:
                     return message
 
+    @property
+    def memory(self) -> tuple[Any, int, int] | None:
+        """The slab's map, address and length, where memory is shared."""
+        return None if self._slab is None else self._slab.memory()
+
     def lend(self, delivery: Delivery) -> Loan:
         """The memory of a batch that `receive` returned.
 

@@ -216,15 +216,6 @@ def _policy_reference(policy: Any) -> str:
         ) from None
 
 
-def check_device(device: object) -> None:
-    """Refuses what this version cannot do yet."""
-    if device is not None and str(device) != "cpu":
-        raise UnsupportedError(
-            f"device={str(device)!r}: batches in GPU memory come in a later version",
-            "leave device out, and move batches with images.to(device, non_blocking=True)",
-        )
-
-
 class Target(NamedTuple):
     """Which daemon: that of a runtime directory, or one at a TCP address."""
 

@@ -97,6 +97,11 @@ class Slab:
         self._slot_bytes = welcome.slot_bytes
         self._slot_type: Any = ctypes.c_ubyte * welcome.slot_bytes
 
+    def memory(self) -> tuple[Any, int, int]:
+        """The map, its address and its length in bytes."""
+        address = ctypes.addressof(self._slot_type.from_buffer(self._map))
+        return self._map, address, len(self._map)
+
     def root(self, slot: int) -> Any:
         """A buffer that is the slot: views of it keep it alive, and it keeps the map alive."""
         return self._slot_type.from_buffer(self._map, slot * self._slot_bytes)

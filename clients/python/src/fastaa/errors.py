@@ -84,6 +84,10 @@ class AllSlotsHeldWarning(RuntimeWarning):
     """Batches are copied because the program keeps so many that no slot is left to fill."""
 
 
+class PinningWarning(RuntimeWarning):
+    """The slab cannot be page-locked for the GPU: copies take longer."""
+
+
 _CLASS_BY_CODE: dict[ErrorCode, type[Error]] = {
     ErrorCode.Protocol: ProtocolError,
     ErrorCode.Malformed: ProtocolError,

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from . import _digest, _messages, _reconnect, _request, _state
+from . import _device, _digest, _messages, _reconnect, _request, _state, _stream
 from ._arrays import ArrayMaker
 from ._batch import Batch
 from ._connection import Connection, Delivery, Event
@@ -74,7 +74,9 @@ class Loader:
             `/` in it or `.json` at its end; relative to this process's working directory. Default:
             `policy` under `[stream.defaults]` in the daemon's configuration, which is `"active"`
             unless it says something else.
-        device: `None` or `"cpu"`.
+        device: `"cuda:0"`, …: images and labels come as tensors on that GPU, copied there beside
+            the computation of the stream that is current when a batch is taken; `indices` stay on
+            the host. `"auto"`: the current GPU if there is one. Default: shared memory.
         runtime_dir: Where the daemon's sockets are. Default: `$FASTAA_RUNTIME_DIR`, else
             `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa` for root, else `/tmp/fastaa-UID`.
         output: `"torch"` tensors or `"numpy"` arrays (then torch is never imported).
@@ -141,7 +143,7 @@ class Loader:
                 ReplayWarning,
                 stacklevel=2,
             )
-        _request.check_device(device)
+        self._copier = _device.copier(device, output)
         self._output = output
         self._target = _request.target(
             runtime_dir, address, token, output, recipe_overrides.get("dtype")
@@ -162,6 +164,7 @@ class Loader:
         self._welcome = self._connection.welcome
         try:
             self._maker = ArrayMaker(self._welcome, output)
+            self._attach(self._connection)
         except BaseException:
             self.close()
             raise
@@ -298,6 +301,8 @@ class Loader:
             self._is_started = False
             return None
         connection = self._connected()
+        if self._copier is not None:
+            self._copier.reap()
         if not self._is_started:
             connection.start(position.epoch, position.offset, position.policy)
             self._is_started, self._n_received = True, 0
@@ -351,6 +356,8 @@ class Loader:
                 stacklevel=7,
             )
         arrays = self._maker.arrays(root, descriptor.n_samples)
+        if self._copier is not None:
+            arrays = self._copier.move(arrays)
         # A skipped sample was visited, too.
         self._n_received += 1
         position = position.after(descriptor.next_offset, arrays.places)
@@ -446,9 +453,9 @@ class Loader:
     def _connected(self) -> Connection:
         if self._connection is None:
             connection = self._target.connect(self._request)
-            if _identity(connection.welcome) != _identity(self._welcome):
+            if _stream.identity(connection.welcome) != _stream.identity(self._welcome):
                 connection.close()
-                changes = _changes(self._welcome, connection.welcome)
+                changes = _stream.changes(self._welcome, connection.welcome)
                 raise DataError(
                     f"{self._request.dataset}/{self._request.split} or its recipe has changed "
                     f"since this loader was made: {changes}",
@@ -456,11 +463,16 @@ class Loader:
                     "make a new fastaa.Loader",
                 )
             self._connection, self._is_started = connection, False
+            self._attach(connection)
             if self._closed:
                 self._disconnect(alive=True)
                 self._check_open()
             return connection
         return self._connection
+
+    def _attach(self, connection: Connection) -> None:
+        if self._copier is not None:
+            self._copier.attach(connection.memory, connection.welcome.n_slots)
 
     def _disconnect(self, *, alive: bool) -> None:
         connection, self._connection = self._connection, None
@@ -485,26 +497,6 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _changes(before: _messages.Welcome, after: _messages.Welcome) -> str:
-    """What differs between two streams, for people."""
-    old, new = json.loads(before.recipe_json), json.loads(after.recipe_json)
-    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    found = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in keys]
-    for name in ("fingerprint", "n_samples", "labels"):
-        was, now = getattr(before, name), getattr(after, name)
-        if was != now:
-            found.append(f"{name} was {was!r} and is {now!r}")
-    return ", ".join(found) or "its images have another shape or type"
-
-
-def _identity(welcome: _messages.Welcome) -> tuple[object, ...]:
-    """What a stream must have in common with its continuation."""
-    return (
-        *(welcome.fingerprint, welcome.n_samples, welcome.recipe_json, welcome.labels),
-        *(welcome.height, welcome.width, welcome.channels, welcome.dtype, welcome.layout),
-    )
 
 
 class _Batches(Iterator[Batch]):

@@ -1,0 +1,173 @@
+"""Batches on a GPU: the real loader and daemon, with a GPU that is played where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections import deque
+from typing import Any
+
+import fastaa
+import pytest
+import torch
+from fastaa import _device
+from support import Daemon
+
+BATCH = 64
+N_SLOTS = 6
+
+
+class PlayedGpu:
+    """Copies as late as a GPU may: when the event behind the copy passes."""
+
+    def __init__(self, problem: str = "") -> None:
+        self.problem = problem
+        self.locked: dict[int, int] = {}
+        self.n_unlocked = 0
+        self.under_way: deque[PlayedCopy] = deque()
+        self.n_most = 0
+
+    def lock(self, address: int, length: int) -> str:
+        if not self.problem:
+            self.locked[address] = length
+        return self.problem
+
+    def unlock(self, address: int) -> None:
+        del self.locked[address]
+        self.n_unlocked += 1
+
+    def copy(self, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], PlayedCopy]:
+        made = PlayedCopy(self, tensors)
+        self.under_way.append(made)
+        self.n_most = max(self.n_most, len(self.under_way))
+        return made.copies, made
+
+
+class PlayedCopy:
+    """An event, and the copy before it. In order, as on a stream.
+
+    It knows addresses alone, as a GPU does: it keeps no tensor alive.
+    """
+
+    def __init__(self, gpu: PlayedGpu, tensors: tuple[Any, ...]) -> None:
+        self.gpu = gpu
+        self.sources = [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
+        self.copies = tuple(torch.full_like(tensor, 77) for tensor in tensors)
+        self.is_over = False
+
+    def query(self) -> bool:
+        return self.is_over
+
+    def synchronize(self) -> None:
+        while not self.is_over:
+            self.gpu.under_way.popleft().finish()
+
+    def finish(self) -> None:
+        for copied, (address, n_bytes) in zip(self.copies, self.sources, strict=True):
+            ctypes.memmove(copied.data_ptr(), address, n_bytes)
+        self.is_over = True
+
+
+def loader_on(daemon: Daemon, gpu: PlayedGpu, **options: Any) -> fastaa.Loader:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_device, "copier", lambda *_: _device.Copier(gpu))
+        return daemon.loader(batch_size=BATCH, n_slots=N_SLOTS, device="cuda:0", **options)
+
+
+def epoch_of(loader: fastaa.Loader) -> list[tuple[Any, Any]]:
+    return [(images.clone(), labels.clone()) for images, labels in loader]
+
+
+@pytest.mark.parametrize("mode", ["shard", "broadcast"])
+def test_what_the_gpu_reads_late_is_what_the_host_reads(shared_daemon: Daemon, mode: str) -> None:
+    options = {"policy": "autoaugment-cifar10", "mode": mode}
+    with shared_daemon.loader(batch_size=BATCH, **options) as loader:
+        expected = epoch_of(loader)
+    gpu = PlayedGpu()
+    found = []
+    with loader_on(shared_daemon, gpu, **options) as loader:
+        for batch in loader.batches():
+            # The host's tensors are dropped at once: only the loader keeps the slot.
+            found.append((batch.images, batch.labels))
+            assert batch.indices.device.type == "cpu"
+        digest = loader.epoch_digest
+        assert digest == loader.expected_digest(0)
+        # It held as many slots as it may, and no more.
+        assert gpu.n_most == N_SLOTS - 2
+        assert len(gpu.locked) == 1
+        assert all(length >= N_SLOTS * BATCH for length in gpu.locked.values())
+    assert gpu.under_way, "copies are under way at the end"
+    del loader
+    gc.collect()
+    assert not gpu.under_way, "who drops the loader waits for them"
+    assert gpu.n_unlocked == 1
+    assert not gpu.locked
+    assert len(found) == len(expected)
+    for (images, labels), (host_images, host_labels) in zip(found, expected, strict=True):
+        assert torch.equal(images, host_images)
+        assert torch.equal(labels, host_labels)
+
+
+def test_slots_come_back_as_soon_as_the_gpu_has_read_them(shared_daemon: Daemon) -> None:
+    gpu = PlayedGpu()
+    with loader_on(shared_daemon, gpu) as loader:
+        kept = []
+        for images, _labels in loader:
+            kept.append(images)
+            gpu.under_way.popleft().finish()
+        # All batches are kept on the GPU, which takes no slot.
+        assert len(kept) == len(loader) > N_SLOTS
+        assert gpu.n_most == 1
+
+
+def test_memory_that_cannot_be_locked_is_told_once(daemon: Daemon) -> None:
+    gpu = PlayedGpu("out of memory")
+    with pytest.warns(fastaa.PinningWarning, match=r"\(out of memory\).*ulimit -l") as told:
+        loader = loader_on(daemon, gpu)
+    assert told[0].filename == __file__ or "support" in told[0].filename
+    with loader:
+        assert sum(len(labels) for _, labels in loader) == loader.n_samples
+    assert gpu.n_unlocked == 0
+
+
+def test_a_daemon_that_comes_back_brings_another_slab(daemon: Daemon) -> None:
+    gpu = PlayedGpu()
+    with loader_on(daemon, gpu) as loader:
+        batches = loader.batches()
+        found = [next(batches).labels for _ in range(5)]
+        daemon.kill()
+        daemon.start()
+        with pytest.warns(fastaa.DaemonRestartWarning):
+            found.extend(batch.labels for batch in batches)
+        del batches
+        while gpu.under_way:
+            gpu.under_way.popleft().finish()
+        assert gpu.n_unlocked + len(gpu.locked) == 2
+    with daemon.loader(batch_size=BATCH) as loader:
+        expected = torch.cat([labels.clone() for _, labels in loader])
+    assert torch.equal(torch.cat(found), expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_or_stays_on_the_host(shared_daemon: Daemon) -> None:
+    for device in ("cuda", "cuda:0", torch.device("cuda", 3)):
+        with pytest.raises(fastaa.UsageError, match=r"finds no GPU.*\n.*auto"):
+            shared_daemon.loader(device=device)
+    for here in ("auto", "cpu", torch.device("cpu"), None):
+        with shared_daemon.loader(batch_size=BATCH, device=here) as loader:
+            images, _ = next(iter(loader))
+            assert images.device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_gpu_reads_what_the_host_reads(shared_daemon: Daemon) -> None:
+    with shared_daemon.loader(batch_size=BATCH, policy="autoaugment-cifar10") as loader:
+        expected = epoch_of(loader)
+    with shared_daemon.loader(
+        batch_size=BATCH, policy="autoaugment-cifar10", device="cuda:0"
+    ) as loader:
+        found = list(loader)
+    for (images, labels), (host_images, host_labels) in zip(found, expected, strict=True):
+        assert images.is_cuda
+        assert torch.equal(images.cpu(), host_images)
+        assert torch.equal(labels.cpu(), host_labels)
