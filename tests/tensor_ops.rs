@@ -7,13 +7,14 @@ mod ops_support;
 
 use std::collections::BTreeMap;
 
-use fastaa::augment::{Scratch, apply_action, cutout_area};
+use fastaa::augment::{Scratch, Step, apply_action, cutout_area};
 use fastaa::image::draw::fill_box;
 use fastaa::image::geometry::{Layout, crop_into, flip_horizontal};
+use fastaa::image::hsv::shift_hue;
 use fastaa::image::sources::Sources;
 use fastaa::image::{CropRect, Image};
 use fastaa::random::{Purpose, SampleRng};
-use fastaa::tensor::{Finish, Step, augment, gather};
+use fastaa::tensor::{Finish, augment, gather};
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
@@ -115,6 +116,11 @@ fn sequences_of_operations_equal_those_of_the_plain_kernels() {
                 let action = random_action(&mut rng, size);
                 apply_action(&mut image, &mut scratch, &action);
                 own.push(Step::Act(action));
+            }
+            if rng.coin() {
+                let shift = u8::try_from(rng.below(256)).expect("a byte");
+                shift_hue(&mut image, shift);
+                own.push(Step::Hue(shift));
             }
             if rng.coin() {
                 let (x, y) = (below(&mut rng, 200), below(&mut rng, 200));

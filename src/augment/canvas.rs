@@ -9,6 +9,7 @@
 
 use super::draw::{DrawnOp, PreparedPolicy};
 use super::resolve::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB};
+use super::steps::Step;
 use crate::image::draw::PixelBox;
 use crate::image::planar::{Planes, color, geometry, lut, tables};
 use crate::image::point::Lut;
@@ -86,6 +87,15 @@ impl Canvas {
     pub fn finished(&mut self) -> &Planes {
         self.flush();
         &self.planes
+    }
+
+    /// Does to the image what a step says.
+    pub fn run(&mut self, step: &Step) {
+        match *step {
+            Step::Act(ref action) => self.apply(action),
+            Step::Hue(shift) => self.shift_hue(shift),
+            Step::Fill(area, fill) => self.fill_box(area, fill),
+        }
     }
 
     /// Does to the image what an action says.

@@ -8,8 +8,10 @@ mod apply;
 mod canvas;
 mod draw;
 mod resolve;
+mod steps;
 
 pub use apply::{Scratch, apply_action, apply_op, cutout_area};
 pub use canvas::Canvas;
 pub use draw::{DrawnOp, PreparedPolicy, WORDS_PER_SLOT};
 pub use resolve::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB, resolve};
+pub use steps::Step;

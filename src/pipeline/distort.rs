@@ -3,7 +3,7 @@
 //! *Source*: torchvision, `ColorJitter` and `RandomErasing`, whose draws are made here from the
 //! sample's own numbers.
 
-use crate::augment::{Action, Canvas};
+use crate::augment::{Action, Step};
 use crate::image::draw::PixelBox;
 use crate::random::SampleRng;
 
@@ -14,7 +14,7 @@ const ATTEMPTS: usize = 10;
 
 /// The four changes, each by a uniform factor, in a random order.
 #[allow(clippy::cast_possible_truncation, reason = "factors are single precision in the kernels")]
-pub(super) fn jitter(canvas: &mut Canvas, jitter: &Jitter, rng: &mut SampleRng) {
+pub(super) fn jitter(jitter: &Jitter, rng: &mut SampleRng, out: &mut Vec<Step>) {
     let mut order = [0, 1, 2, 3];
     for last in (1..order.len()).rev() {
         let bound = u32::try_from(last + 1).expect("at most four");
@@ -29,10 +29,10 @@ pub(super) fn jitter(canvas: &mut Canvas, jitter: &Jitter, rng: &mut SampleRng) 
     let turn = hue * (2.0 * rng.unit() - 1.0);
     for change in order {
         match change {
-            0 if brightness > 0.0 => canvas.apply(&Action::Brightness(factors[0])),
-            1 if contrast > 0.0 => canvas.apply(&Action::Contrast(factors[1])),
-            2 if saturation > 0.0 => canvas.apply(&Action::Color(factors[2])),
-            3 if hue > 0.0 => canvas.shift_hue(hue_shift(turn)),
+            0 if brightness > 0.0 => out.push(Step::Act(Action::Brightness(factors[0]))),
+            1 if contrast > 0.0 => out.push(Step::Act(Action::Contrast(factors[1]))),
+            2 if saturation > 0.0 => out.push(Step::Act(Action::Color(factors[2]))),
+            3 if hue > 0.0 => out.push(Step::Hue(hue_shift(turn))),
             _ => {}
         }
     }
@@ -44,15 +44,18 @@ fn hue_shift(turn: f64) -> u8 {
     ((turn * 255.0) as i32).rem_euclid(256) as u8
 }
 
-/// A random box, strictly smaller than the image, filled with `fill`.
+/// A random box, strictly smaller than the image.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sides of images")]
-pub(super) fn erase(canvas: &mut Canvas, erase: &Erase, fill: [u8; 3], rng: &mut SampleRng) {
+pub(super) fn erase(
+    erase: &Erase,
+    (image_width, image_height): (usize, usize),
+    rng: &mut SampleRng,
+) -> Option<PixelBox> {
     if rng.unit() >= erase.p {
-        return;
+        return None;
     }
     let ([scale_lo, scale_hi], [ratio_lo, ratio_hi]) = (erase.scale, erase.ratio);
     let (log_lo, log_hi) = (libm::log(ratio_lo), libm::log(ratio_hi));
-    let (image_width, image_height) = canvas.size();
     let n_pixels = (image_width * image_height) as f64;
     for _ in 0..ATTEMPTS {
         let area = n_pixels * (scale_lo + (scale_hi - scale_lo) * rng.unit());
@@ -68,8 +71,7 @@ pub(super) fn erase(canvas: &mut Canvas, erase: &Erase, fill: [u8; 3], rng: &mut
         };
         let (y0, x0) = (place(height, image_height), place(width, image_width));
         let end = |start: i64, len: usize| start + i64::try_from(len).expect("image sides fit");
-        let area = PixelBox { x0, y0, x1: end(x0, width), y1: end(y0, height) };
-        canvas.fill_box(area, fill);
-        return;
+        return Some(PixelBox { x0, y0, x1: end(x0, width), y1: end(y0, height) });
     }
+    None
 }

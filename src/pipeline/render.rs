@@ -3,7 +3,7 @@
 //! Owns the compiled recipe; `load` gives the pixels to begin with, `write` puts the finished ones
 //! into the memory of the batch.
 
-use crate::augment::{Canvas, PreparedPolicy, cutout_area};
+use crate::augment::{Canvas, DrawnOp, PreparedPolicy, Step, cutout_area};
 use crate::dataset::{Content, ImageKind, Label, LabelKind, Sample, SplitInfo};
 use crate::image::decode::{DecodeLimits, DecodeOptions};
 use crate::image::planar::read::RawPixels;
@@ -104,6 +104,14 @@ pub struct RenderScratch {
     loaded: Image,
     load: LoadScratch,
     canvas: Canvas,
+    drawing: Drawing,
+}
+
+/// What one image gets, and scratch space for drawing it.
+#[derive(Debug, Default)]
+struct Drawing {
+    drawn: Vec<DrawnOp>,
+    steps: Vec<Step>,
 }
 
 /// A recipe made ready for the samples of one split.
@@ -268,7 +276,7 @@ impl CompiledRecipe {
     ) -> Result<(), LoadError> {
         if let Some((raw, rect)) = self.loading.as_it_is(source, key.rng(Purpose::Crop))? {
             raw.read(rect, self.flips(key), scratch.canvas.start());
-            self.finish_canvas(policy, key, &mut scratch.canvas, out);
+            self.finish_canvas(policy, key, &mut scratch.canvas, &mut scratch.drawing, out);
             return Ok(());
         }
         let mut loaded = std::mem::take(&mut scratch.loaded);
@@ -305,7 +313,7 @@ impl CompiledRecipe {
     ) {
         let whole = CropRect { x: 0, y: 0, width: loaded.width, height: loaded.height };
         RawPixels::from(loaded).read(whole, self.flips(key), scratch.canvas.start());
-        self.finish_canvas(policy, key, &mut scratch.canvas, out);
+        self.finish_canvas(policy, key, &mut scratch.canvas, &mut scratch.drawing, out);
     }
 
     fn flips(&self, key: SampleKey) -> bool {
@@ -318,26 +326,44 @@ impl CompiledRecipe {
         policy: &PreparedPolicy,
         key: SampleKey,
         canvas: &mut Canvas,
+        steps: &mut Drawing,
         out: &mut [u8],
     ) {
         debug_assert_eq!(out.len(), self.shape.image_bytes(), "an image fills its place");
+        self.draw(policy, key, canvas.size(), steps);
+        for step in &steps.steps {
+            canvas.run(step);
+        }
+        self.writer.write(canvas, out);
+    }
+
+    /// What is done to the sample of `key`, an image of `size` (columns, rows), after crop and
+    /// flip.
+    fn draw(
+        &self,
+        policy: &PreparedPolicy,
+        key: SampleKey,
+        size: (usize, usize),
+        Drawing { drawn, steps }: &mut Drawing,
+    ) {
+        steps.clear();
         if let Some(own) = &self.jitter {
-            jitter(canvas, own, &mut key.rng(Purpose::Jitter));
+            jitter(own, &mut key.rng(Purpose::Jitter), steps);
         }
         if !policy.is_identity() {
-            policy.augment_canvas(canvas, &mut key.rng(Purpose::Policy));
+            policy.steps_into(size, &mut key.rng(Purpose::Policy), drawn, steps);
         }
         if self.cutout > 1 {
             let mut rng = key.rng(Purpose::Cutout);
-            let (width, height) = canvas.size();
-            let centre_y = rng.below(to_u32(height)) as usize;
-            let centre_x = rng.below(to_u32(width)) as usize;
-            canvas.fill_box(cutout_area(centre_x, centre_y, self.cutout), self.fill);
+            let centre_y = rng.below(to_u32(size.1)) as usize;
+            let centre_x = rng.below(to_u32(size.0)) as usize;
+            steps.push(Step::Fill(cutout_area(centre_x, centre_y, self.cutout), self.fill));
         }
-        if let Some(own) = &self.erase {
-            erase(canvas, own, self.fill, &mut key.rng(Purpose::Erase));
+        if let Some(own) = &self.erase
+            && let Some(area) = erase(own, size, &mut key.rng(Purpose::Erase))
+        {
+            steps.push(Step::Fill(area, self.fill));
         }
-        self.writer.write(canvas, out);
     }
 
     /// Whether pairs of samples are mixed.

@@ -14,25 +14,17 @@
 
 mod color;
 mod geometry;
+mod hue;
 mod table;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::augment::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB};
+use crate::augment::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB, Step};
 use crate::image::draw::PixelBox;
 use crate::image::sources::Sources;
 
 pub use geometry::gather;
 pub use table::Finish;
-
-/// What happens to one image after another: boxes have their own fill here.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Step {
-    /// An operation of a policy.
-    Act(Action),
-    /// A filled box; a gray image takes `fill[0]`.
-    Fill(PixelBox, [u8; 3]),
-}
 
 /// Images of one step that need the same kind of operation: their places in the batch, and what
 /// differs between them.
@@ -76,6 +68,7 @@ struct Groups {
     point: Group<table::Point>,
     color: Group<f32>,
     sharpness: Group<f32>,
+    hue: Group<u8>,
     moved: Group<Sources>,
     filled: Group<(PixelBox, [u8; 3])>,
 }
@@ -84,6 +77,7 @@ impl Groups {
     fn push(&mut self, place: usize, step: &Step, shape: Shape) {
         let action = match *step {
             Step::Fill(area, fill) => return self.filled.push(place, (area, fill)),
+            Step::Hue(shift) => return self.hue.push(place, shift),
             Step::Act(action) => action,
         };
         match action {
@@ -159,6 +153,7 @@ pub fn augment(images: &Tensor, steps: &[Vec<Step>]) -> Result<Tensor, TchError>
         groups.point.run(&mut images, table::apply_points)?;
         groups.color.run(&mut images, color::color)?;
         groups.sharpness.run(&mut images, color::sharpness)?;
+        groups.hue.run(&mut images, hue::shift_hue)?;
         groups.moved.run(&mut images, |images, sources| gather(images, sources, shape.size()))?;
         groups.filled.run(&mut images, geometry::fill)?;
     }
