@@ -12,7 +12,8 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("image", &["limits"]),
     ("policy", &["limits"]),
     ("augment", &["image", "limits", "policy", "random"]),
-    ("pipeline", &["augment", "dataset", "image", "limits", "random"]),
+    ("tensor", &["augment", "image"]),
+    ("pipeline", &["augment", "dataset", "image", "limits", "random", "tensor"]),
     ("idle", &["limits"]),
     ("transport", &["augment", "dataset", "image", "limits", "pipeline"]),
     ("search", &["augment", "dataset", "image", "limits", "pipeline", "policy", "random"]),
@@ -45,7 +46,7 @@ const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["src/transport/wire.rs"]),
     ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
     ("nvml_wrapper", &["src/idle/nvml.rs"]),
-    ("tch", &["src/search/torch/", "src/augment/tensor/"]),
+    ("tch", &["src/search/torch/", "src/augment/tensor/", "src/pipeline/tensor_batch.rs"]),
     ("optimizer", &["src/search/proposer.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),
     // ctl's packer and its search without a daemon need signal handlers, and no second crate for

@@ -19,5 +19,7 @@ mod recipe_parts;
 pub mod render;
 pub mod sample;
 pub mod shared;
+#[cfg(feature = "torch")]
+pub mod tensor_batch;
 pub mod workers;
 mod write;

@@ -127,6 +127,9 @@ pub struct CompiledRecipe {
     /// normalisation and the same in every dtype.
     fill: [u8; 3],
     shape: OutputShape,
+    /// Mean and standard deviation of each channel, in units of 255.
+    #[cfg(feature = "torch")]
+    norms: Vec<(f32, f32)>,
     writer: Writer,
 }
 
@@ -200,6 +203,8 @@ impl CompiledRecipe {
                 labels: recipe.output_labels(info)?,
             },
             writer: Writer::new(recipe.dtype, recipe.layout, &norms),
+            #[cfg(feature = "torch")]
+            norms,
         })
     }
 
@@ -274,7 +279,7 @@ impl CompiledRecipe {
         scratch: &mut RenderScratch,
         out: &mut [u8],
     ) -> Result<(), LoadError> {
-        if let Some((raw, rect)) = self.loading.as_it_is(source, key.rng(Purpose::Crop))? {
+        if let Some((raw, rect)) = self.as_it_is(source, key)? {
             raw.read(rect, self.flips(key), scratch.canvas.start());
             self.finish_canvas(policy, key, &mut scratch.canvas, &mut scratch.drawing, out);
             return Ok(());
@@ -316,7 +321,17 @@ impl CompiledRecipe {
         self.finish_canvas(policy, key, &mut scratch.canvas, &mut scratch.drawing, out);
     }
 
-    fn flips(&self, key: SampleKey) -> bool {
+    /// Pixels that need no loading: see [`Loading::as_it_is`].
+    pub(super) fn as_it_is<'a>(
+        &self,
+        source: Source<'a>,
+        key: SampleKey,
+    ) -> Result<Option<(RawPixels<'a>, CropRect)>, LoadError> {
+        self.loading.as_it_is(source, key.rng(Purpose::Crop))
+    }
+
+    /// Whether the image of `key` is mirrored.
+    pub(super) fn flips(&self, key: SampleKey) -> bool {
         self.hflip && key.rng(Purpose::Flip).coin()
     }
 
@@ -335,6 +350,21 @@ impl CompiledRecipe {
             canvas.run(step);
         }
         self.writer.write(canvas, out);
+    }
+
+    /// What is done to the image of `key` after crop and flip.
+    #[cfg(feature = "torch")]
+    pub(super) fn steps(&self, policy: &PreparedPolicy, key: SampleKey) -> Vec<Step> {
+        let mut drawing = Drawing::default();
+        self.draw(policy, key, (self.shape.width, self.shape.height), &mut drawing);
+        drawing.steps
+    }
+
+    /// What each byte becomes in each channel, before it is rounded to the dtype.
+    #[cfg(feature = "torch")]
+    pub(super) fn values(&self) -> Vec<[f32; 256]> {
+        let is_u8 = self.shape.dtype == Dtype::U8;
+        self.norms.iter().map(|&norm| super::write::values(norm, is_u8)).collect()
     }
 
     /// What is done to the sample of `key`, an image of `size` (columns, rows), after crop and

@@ -69,6 +69,13 @@ fn normalized(byte: u8, mean: f32, std: f32) -> f32 {
     (f32::from(byte) / 255.0 - mean) / std
 }
 
+/// What each byte becomes in a channel of this mean and standard deviation; itself for `u8`.
+#[cfg(feature = "torch")]
+pub(super) fn values((mean, std): (f32, f32), is_u8: bool) -> [f32; 256] {
+    let of = |byte: u8| if is_u8 { f32::from(byte) } else { normalized(byte, mean, std) };
+    std::array::from_fn(|byte| of(u8::try_from(byte).expect("an index below 256")))
+}
+
 impl Writer {
     /// For images whose channels have these means and standard deviations, in units of 255.
     pub(super) fn new(dtype: Dtype, layout: Layout, norms: &[(f32, f32)]) -> Self {
