@@ -1,7 +1,8 @@
 //! Resizing, antialiased bilinear, by `fast_image_resize`.
 //!
 //! Differs from Pillow's `resize(…, BILINEAR)`, which torchvision's transforms of Pillow images
-//! use, by at most 1 in any byte (`tests/python/test_images.py`).
+//! use, by at most 1 in any byte where images become smaller or little larger, and by at most 2 in
+//! any case (`tests/python/test_images.py`).
 
 use fast_image_resize::images::{CroppedImage, Image as View, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import warnings
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import fastaa
@@ -15,6 +18,14 @@ from support import Daemon
 
 BATCH = 64
 N_SLOTS = 6
+
+
+def is_mapped(address: int) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if start <= address < end:
+            return True
+    return False
 
 
 class PlayedGpu:
@@ -33,6 +44,7 @@ class PlayedGpu:
         return self.problem
 
     def unlock(self, address: int) -> None:
+        assert is_mapped(address), "nobody else may get the address before"
         del self.locked[address]
         self.n_unlocked += 1
 
@@ -71,7 +83,8 @@ class PlayedCopy:
 def loader_on(daemon: Daemon, gpu: PlayedGpu, **options: Any) -> fastaa.Loader:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_device, "copier", lambda *_: _device.Copier(gpu))
-        return daemon.loader(batch_size=BATCH, n_slots=N_SLOTS, device="cuda:0", **options)
+        options = {"n_slots": N_SLOTS, **options}
+        return daemon.loader(batch_size=BATCH, device="cuda:0", **options)
 
 
 def epoch_of(loader: fastaa.Loader) -> list[tuple[Any, Any]]:
@@ -120,6 +133,33 @@ def test_slots_come_back_as_soon_as_the_gpu_has_read_them(shared_daemon: Daemon)
         assert gpu.n_most == 1
 
 
+@pytest.mark.parametrize("n_slots", [2, 3, 4])
+def test_few_slots_are_enough(shared_daemon: Daemon, n_slots: int) -> None:
+    gpu = PlayedGpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with loader_on(shared_daemon, gpu, n_slots=n_slots) as loader:
+            assert sum(len(labels) for _, labels in loader) == loader.n_samples
+
+
+def test_a_forked_child_leaves_the_gpu_alone(shared_daemon: Daemon) -> None:
+    gpu = PlayedGpu()
+    loader = loader_on(shared_daemon, gpu)
+    next(iter(loader))
+    child = os.fork()
+    if child == 0:
+        gpu.unlock = gpu.copy = lambda *_: os._exit(1)  # type: ignore[method-assign,assignment]
+        PlayedCopy.synchronize = lambda _: os._exit(2)  # type: ignore[method-assign,assignment]
+        del loader
+        gc.collect()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    loader.close()
+    del loader
+    gc.collect()
+    assert gpu.n_unlocked == 1
+
+
 def test_memory_that_cannot_be_locked_is_told_once(daemon: Daemon) -> None:
     gpu = PlayedGpu("out of memory")
     with pytest.warns(fastaa.PinningWarning, match=r"\(out of memory\).*ulimit -l") as told:
@@ -153,10 +193,37 @@ def test_without_a_gpu_it_says_so_or_stays_on_the_host(shared_daemon: Daemon) ->
     for device in ("cuda", "cuda:0", torch.device("cuda", 3)):
         with pytest.raises(fastaa.UsageError, match=r"finds no GPU.*\n.*auto"):
             shared_daemon.loader(device=device)
-    for here in ("auto", "cpu", torch.device("cpu"), None):
+    for here in ("auto", "cpu", "cpu:0", torch.device("cpu", 0), None):
         with shared_daemon.loader(batch_size=BATCH, device=here) as loader:
             images, _ = next(iter(loader))
             assert images.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "device", ["gpu", "CUDA:0", "cuda:-1", "cuda:", "cuda:99999", "auto:0", "", 0, object(), [1]]
+)
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+def test_what_is_no_device_is_refused(device: object, output: str) -> None:
+    with pytest.raises(fastaa.InvalidRequestError, match=r'is no device\n.*"cuda:0"'):
+        _device.copier(device, output)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:1", torch.device("meta")])
+def test_other_devices_are_refused(device: object) -> None:
+    with pytest.raises(fastaa.UnsupportedError, match=r"NVIDIA's GPUs alone\n.*images.to"):
+        _device.copier(device, "torch")
+
+
+def test_indices_beyond_the_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda:2", "cuda:256", torch.device("cuda", 3)):
+        with pytest.raises(fastaa.UsageError, match=r"finds 2 GPU\(s\), counted from 0"):
+            _device.copier(device, "torch")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _device.copier("auto", "torch") is None, "a GPU of another make"
+    with pytest.raises(fastaa.UsageError, match="no GPU of NVIDIA's"):
+        _device.copier("cuda", "torch")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -30,7 +30,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from . import _hello, _messages, _wire
 from ._lease import Releases
-from ._slab import Slab, Window, check_slot_layout, samples_per_batch_max
+from ._slab import Slab, SlabMap, Window, check_slot_layout, samples_per_batch_max
 from .errors import (
     DaemonGone,
     DaemonNotRunning,
@@ -230,7 +230,7 @@ class Connection:
                     return message
 
     @property
-    def memory(self) -> tuple[Any, int, int] | None:
+    def memory(self) -> tuple[SlabMap, int, int] | None:
         """The slab's map, address and length, where memory is shared."""
         return None if self._slab is None else self._slab.memory()
 

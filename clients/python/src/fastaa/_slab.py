@@ -14,11 +14,13 @@ the last root and the connection are gone; a tensor never outlives its memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any
 
 from . import _messages
@@ -84,6 +86,21 @@ def _check_memory(fd: int, length: int) -> None:
         raise ProtocolError("the slab that the daemon sent is not sealed against shrinking")
 
 
+class SlabMap(mmap.mmap):
+    """A map that can be taken leave of.
+
+    `weakref.finalize` would come too late: the memory is unmapped before weak references are told.
+    """
+
+    before_unmap: Callable[[], None] | None = None
+    """Called once, in whatever thread drops the last view, while the memory is still there."""
+
+    def __del__(self) -> None:
+        if self.before_unmap is not None:
+            with contextlib.suppress(Exception):
+                self.before_unmap()
+
+
 class Slab:
     """A mapped slab."""
 
@@ -91,13 +108,13 @@ class Slab:
         """Maps the slab behind `fd`; the caller keeps and closes `fd`."""
         length = welcome.n_slots * welcome.slot_bytes
         _check_memory(fd, length)
-        self._map = mmap.mmap(
+        self._map = SlabMap(
             fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE
         )
         self._slot_bytes = welcome.slot_bytes
         self._slot_type: Any = ctypes.c_ubyte * welcome.slot_bytes
 
-    def memory(self) -> tuple[Any, int, int]:
+    def memory(self) -> tuple[SlabMap, int, int]:
         """The map, its address and its length in bytes."""
         address = ctypes.addressof(self._slot_type.from_buffer(self._map))
         return self._map, address, len(self._map)

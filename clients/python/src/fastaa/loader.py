@@ -76,7 +76,9 @@ class Loader:
             unless it says something else.
         device: `"cuda:0"`, …: images and labels come as tensors on that GPU, copied there beside
             the computation of the stream that is current when a batch is taken; `indices` stay on
-            the host. `"auto"`: the current GPU if there is one. Default: shared memory.
+            the host. `"auto"`: the current GPU if there is one and `output="torch"`. Default: they
+            stay in shared memory. Batches that a broadcast group shares, and those over TCP, are
+            copied while the program waits.
         runtime_dir: Where the daemon's sockets are. Default: `$FASTAA_RUNTIME_DIR`, else
             `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa` for root, else `/tmp/fastaa-UID`.
         output: `"torch"` tensors or `"numpy"` arrays (then torch is never imported).
