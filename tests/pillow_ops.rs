@@ -8,7 +8,7 @@ mod ops_support;
 use fastaa::augment::{Scratch, apply_op};
 use fastaa::image::Image;
 
-use ops_support::{CASES_MIN, Record, Records};
+use ops_support::{Record, Records, judge};
 
 #[test]
 fn every_operation_equals_pillow_and_torchvision_byte_for_byte() {
@@ -31,12 +31,5 @@ fn every_operation_equals_pillow_and_torchvision_byte_for_byte() {
         }
     };
     println!("{n_cases} cases compared on {} images", records.images.len());
-    assert!(
-        differences.is_empty(),
-        "{} of {n_cases} cases differ; the first:\n{}",
-        differences.len(),
-        differences[..differences.len().min(20)].join("\n")
-    );
-    assert_eq!(n_cases, announced);
-    assert!(n_cases >= CASES_MIN, "only {n_cases} cases");
+    judge(n_cases, announced, &differences);
 }

@@ -17,7 +17,7 @@ const KINDS: [&str; 4] = ["random", "constant", "two-valued", "narrow"];
 pub const PROFILES: [OpsProfile; 3] =
     [OpsProfile::Fastaa, OpsProfile::Torchvision, OpsProfile::TrivialWide];
 /// Fewer cases than this mean that the generator's grid has lost a dimension.
-pub const CASES_MIN: u64 = 56 * 2000;
+const CASES_MIN: u64 = 56 * 2000;
 
 /// An operation on one of the images, and what must come of it.
 pub struct Case {
@@ -58,6 +58,18 @@ impl Case {
             expected[at],
         )
     }
+}
+
+/// All cases were compared, and none differs.
+pub fn judge(n_cases: u64, announced: u64, differences: &[String]) {
+    assert!(
+        differences.is_empty(),
+        "{} of {n_cases} cases differ; the first:\n{}",
+        differences.len(),
+        differences[..differences.len().min(20)].join("\n")
+    );
+    assert_eq!(n_cases, announced);
+    assert!(n_cases >= CASES_MIN, "only {n_cases} cases");
 }
 
 /// What the generator says next.
