@@ -133,7 +133,7 @@ def test_slots_come_back_as_soon_as_the_gpu_has_read_them(shared_daemon: Daemon)
         assert gpu.n_most == 1
 
 
-@pytest.mark.parametrize("n_slots", [2, 3, 4])
+@pytest.mark.parametrize("n_slots", [2, 3, 4, 5])
 def test_few_slots_are_enough(shared_daemon: Daemon, n_slots: int) -> None:
     gpu = PlayedGpu()
     with warnings.catch_warnings():

@@ -147,7 +147,7 @@ class Copier:
     def attach(self, memory: tuple[SlabMap, int, int] | None, n_slots: int) -> None:
         """Reads from here on from a slab of `n_slots`: its map, address and length."""
         # Slots are left for the program and for what the daemon fills meanwhile.
-        self._n_under_way_max = max(n_slots - 3, min(1, n_slots - 2))
+        self._n_under_way_max = max(n_slots - 3, min(1, n_slots - 2), 0)
         if memory is None:
             return
         owner, address, length = memory
