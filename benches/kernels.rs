@@ -127,12 +127,17 @@ fn policies(criterion: &mut Criterion) {
             for level in levels() {
                 simd::limit(level);
                 let (mut canvas, mut sample) = (Canvas::default(), 0);
+                let (mut drawn, mut steps) = (Vec::new(), Vec::new());
                 group.bench_function(BenchmarkId::new(name, format!("{level:?}")), |bencher| {
                     bencher.iter(|| {
                         sample += 1;
                         let mut rng = SampleRng::new(1, 0, sample % 4096, Purpose::Policy);
                         RawPixels::from(&image).read(whole, false, canvas.start());
-                        prepared.augment_canvas(&mut canvas, &mut rng);
+                        steps.clear();
+                        prepared.steps_into((side, side), &mut rng, &mut drawn, &mut steps);
+                        for step in &steps {
+                            canvas.run(step);
+                        }
                         black_box(canvas.finished());
                     });
                 });

@@ -7,13 +7,11 @@
 //! of [`apply_action`](super::apply_action) for each operation in turn, bit for bit
 //! (`tests/planar_ops.rs`).
 
-use super::draw::{DrawnOp, PreparedPolicy};
 use super::resolve::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB};
 use super::steps::Step;
 use crate::image::draw::PixelBox;
 use crate::image::planar::{Planes, color, geometry, lut, tables};
 use crate::image::point::Lut;
-use crate::random::SampleRng;
 
 /// An image under way through its operations, and the buffers for it, which are kept from image to
 /// image: nothing is allocated after the first. One per thread.
@@ -27,8 +25,6 @@ pub struct Canvas {
     n_pending: usize,
     /// Source columns of a translation.
     columns: Vec<i32>,
-    /// Operations of the image at hand.
-    drawn: Vec<DrawnOp>,
 }
 
 impl Default for Canvas {
@@ -39,21 +35,7 @@ impl Default for Canvas {
             pending: [[0; 256]; 3],
             n_pending: 0,
             columns: Vec::new(),
-            drawn: Vec::new(),
         }
-    }
-}
-
-impl PreparedPolicy {
-    /// As [`Self::augment`], on a canvas.
-    pub fn augment_canvas(&self, canvas: &mut Canvas, rng: &mut SampleRng) {
-        let mut drawn = std::mem::take(&mut canvas.drawn);
-        self.draw_into(rng, &mut drawn);
-        let (width, height) = canvas.size();
-        for op in &drawn {
-            canvas.apply(&op.action(self.ops_profile(), width, height));
-        }
-        canvas.drawn = drawn;
     }
 }
 
