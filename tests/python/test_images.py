@@ -49,7 +49,11 @@ def save_jpegs(folder: Path) -> None:
             image.save(folder / f"{name}-p.JPG", quality=75, subsampling=sampling, progressive=True)
     rgb = picture(70, 45, seed=20)
     rgb.convert("L").save(folder / "gray.jpeg", quality=90)
-    rgb.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
+    for sampling in (0, 1, 2):
+        # Pillow thins out the fourth colour, too, for which libjpeg-turbo has no name.
+        rgb.convert("CMYK").save(folder / f"cmyk-s{sampling}.jpg", subsampling=sampling)
+        small = picture(17, 33, seed=21).convert("CMYK")
+        small.save(folder / f"cmyk-s{sampling}-p.jpg", subsampling=sampling, progressive=True)
     rgb.save(folder / "adobe-rgb.jpg", quality=90, keep_rgb=True)
     rgb.save(folder / "restart.jpg", quality=90, restart_marker_blocks=2)
     for orientation in ORIENTATIONS:

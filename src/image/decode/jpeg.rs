@@ -252,7 +252,9 @@ impl OpenJpeg<'_> {
         let scale = raw::tjscalingfactor { num: 1, denom: int(reduce) };
         let none = raw::tjregion { x: 0, y: 0, w: 0, h: 0 };
         let (w, h) = (int(part.width), int(part.height));
-        let region = raw::tjregion { x: int(part.x), y: int(part.y), w, h };
+        // Without a region C decodes the whole image, of samplings, too, that it has no name for.
+        let region =
+            self.mcu.map_or(none, |_| raw::tjregion { x: int(part.x), y: int(part.y), w, h });
         // The last image's region must not be checked against this one's scale.
         // SAFETY: plain values to a live handle; C checks the region against the header that was
         // read last, which is that of `bytes`: self alone can use the handle as long as it lives.
@@ -267,9 +269,10 @@ impl OpenJpeg<'_> {
         let pitch = part.width * pixel_bytes;
         out.resize(pitch * part.height, 0);
         // SAFETY: the handle is alive; `bytes` is a live slice that C only reads. C writes
-        // `part.height` rows of `part.width` pixels, which is what the region says and C has
-        // checked, each `pitch` bytes after the one before: exactly `out`'s length. It parses the
-        // same, unchanged bytes for it as `open` did.
+        // `part.height` rows of `part.width` pixels, each `pitch` bytes after the one before:
+        // exactly `out`'s length. So the region says, which C has checked; without one the part is
+        // the whole image (`decodable`), at the size that the header gave, or that divided by the
+        // scale and rounded up, as C does. It parses the same, unchanged bytes as `open` did.
         let code = unsafe {
             raw::tj3Decompress8(
                 handle,
