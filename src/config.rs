@@ -50,6 +50,9 @@ pub struct Config {
     /// Sockets beside the local ones.
     #[serde(default)]
     pub transport: TransportConfig,
+    /// Batches on GPUs.
+    #[serde(default)]
+    pub gpu: GpuConfig,
     /// The policy search.
     #[serde(default)]
     pub search: SearchConfig,
@@ -133,6 +136,28 @@ pub struct TransportConfig {
     pub token_file: Option<PathBuf>,
     /// Allow an address that other hosts can reach, although nothing is encrypted.
     pub insecure_remote: bool,
+}
+
+/// `[gpu]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GpuConfig {
+    /// Most memory that the batches of all consumers may take of one GPU, in MiB; 0: none, so that
+    /// consumers copy batches to their GPUs themselves.
+    pub memory_mib: u64,
+}
+
+impl Default for GpuConfig {
+    fn default() -> Self {
+        Self { memory_mib: 2048 }
+    }
+}
+
+impl GpuConfig {
+    /// The same in bytes.
+    pub const fn memory_bytes(self) -> u64 {
+        self.memory_mib.saturating_mul(1 << 20)
+    }
 }
 
 /// `[telemetry]`.

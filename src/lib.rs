@@ -20,6 +20,7 @@ pub mod tensor;
 
 pub mod pipeline;
 
+pub mod gpu;
 pub mod transport;
 
 pub mod search;

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use bincode::{Decode, Encode};
 use fastaa::transport::wire::{
     BatchDescriptor, ClientBody, ClientFrame, ClientHello, DaemonBody, DaemonFrame, EpochBegin,
-    EpochEnd, ErrorCode, GroupMode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, SlotLease,
-    Start, StreamRequest, Welcome, WireDtype, WireError, WireLabels, WireLayout, decode, encode,
+    EpochEnd, ErrorCode, GpuMemory, GroupMode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello,
+    SlotLease, Start, StreamRequest, Welcome, WireDtype, WireError, WireLabels, WireLayout, decode,
+    encode,
 };
 use serde_json::{Value, json};
 
@@ -60,6 +61,7 @@ fn request(mode: GroupMode) -> StreamRequest {
         recipe_json: r#"{"policy":"active"}"#.to_owned(),
         n_slots: 8,
         replay: true,
+        gpu: Some(ID),
     }
 }
 
@@ -68,7 +70,7 @@ fn request_json(mode: &str) -> Value {
         "dataset": "fashion-mnist", "split": "train", "batch_size": 256, "seed": u64::MAX,
         "rank": 1, "world_size": 3, "drop_last": true, "shuffle": false, "group": "größe",
         "mode": mode, "recipe_json": r#"{"policy":"active"}"#, "n_slots": 8,
-        "replay": true,
+        "replay": true, "gpu": hex(&ID),
     })
 }
 
@@ -109,6 +111,8 @@ fn welcome(dtype: WireDtype, layout: WireLayout, labels: WireLabels) -> Welcome 
         recipe_json: "{}".to_owned(),
         daemon_version: "0.1.0".to_owned(),
         n_window_slots: 16,
+        gpu: Some(Box::new(GpuMemory { memory: [7; 64], events: vec![[8; 64], [9; 64]] })),
+        gpu_refused: "none".into(),
     }
 }
 
@@ -119,6 +123,8 @@ fn welcome_json(dtype: &str, layout: &str, labels: Value) -> Value {
         "batch_size": 256, "height": 28, "width": 29, "channels": 1, "dtype": dtype,
         "layout": layout, "labels": labels, "n_samples": 60_000, "fingerprint": "0a1b2c",
         "recipe_json": "{}", "daemon_version": "0.1.0", "n_window_slots": 16,
+        "gpu": {"memory": hex(&[7; 64]), "events": [hex(&[8; 64]), hex(&[9; 64])]},
+        "gpu_refused": "none",
     }}})
 }
 

@@ -15,7 +15,8 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("tensor", &["augment", "image"]),
     ("pipeline", &["augment", "dataset", "image", "limits", "random", "tensor"]),
     ("idle", &["limits"]),
-    ("transport", &["augment", "dataset", "image", "limits", "pipeline"]),
+    ("gpu", &["limits"]),
+    ("transport", &["augment", "dataset", "gpu", "image", "limits", "pipeline"]),
     ("search", &["augment", "dataset", "image", "limits", "pipeline", "policy", "random"]),
     ("config", &["image", "limits", "pipeline"]),
     ("control", &["limits", "policy"]),
@@ -47,6 +48,7 @@ const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("zmq", &["src/transport/server.rs", "src/transport/event_loop.rs", "src/transport/client.rs"]),
     ("nvml_wrapper", &["src/idle/nvml.rs"]),
     ("tch", &["src/search/torch/", "src/augment/tensor/", "src/pipeline/tensor_batch.rs"]),
+    ("cudarc", &["src/gpu/driver.rs"]),
     ("optimizer", &["src/search/proposer.rs"]),
     ("memmap2", &["src/dataset/map.rs", "src/transport/slab.rs", "src/transport/client.rs"]),
     // ctl's packer and its search without a daemon need signal handlers, and no second crate for

@@ -65,6 +65,7 @@ pub(super) fn serve(
         allowed_uids: config.allowed_uids.clone(),
         n_threads,
         provider: Arc::clone(&provider) as _,
+        gpu_memory_bytes: config.gpu.memory_bytes(),
     })?;
     let facts = DaemonFacts {
         started,

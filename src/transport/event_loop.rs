@@ -13,16 +13,19 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 use tracing::{debug, info, warn};
 
+use crate::gpu::GpuNews;
 use crate::limits::SESSIONS_MAX;
 use crate::pipeline::workers::{FinishedJob, JobTag, WorkerPool};
 
+use super::gpu_slab;
 use super::hello::refusal_of;
 use super::live::{LiveSession, Rate};
 use super::provider::{Run, StreamProvider};
-use super::request::check_request;
+use super::request::{check_request, equal_in_constant_time};
 use super::server::{ServerEvent, ServerReport, SessionReport};
 use super::session::{Peer, Session, Work};
 use super::waker::Waker;
+use super::welcome::welcome;
 use super::window::Window;
 use super::wire::{
     self, BatchDescriptor, ClientBody, ClientFrame, ClientHello, DaemonBody, DaemonFrame,
@@ -47,6 +50,7 @@ pub(super) struct EventLoop {
     waker: Waker,
     events: Receiver<ServerEvent>,
     pool: WorkerPool,
+    gpu_news: Receiver<GpuNews>,
     provider: Arc<dyn StreamProvider>,
     sessions: HashMap<u64, LiveSession>,
     /// By the id of their memory.
@@ -65,7 +69,7 @@ impl EventLoop {
         tcp: Option<(zmq::Socket, String)>,
         waker: Waker,
         events: Receiver<ServerEvent>,
-        pool: WorkerPool,
+        (pool, gpu_news): (WorkerPool, Receiver<GpuNews>),
         provider: Arc<dyn StreamProvider>,
     ) -> Self {
         Self {
@@ -74,6 +78,7 @@ impl EventLoop {
             waker,
             events,
             pool,
+            gpu_news,
             provider,
             sessions: HashMap::new(),
             windows: HashMap::new(),
@@ -92,6 +97,9 @@ impl EventLoop {
             self.take_events();
             while let Some(job) = self.pool.try_finished() {
                 self.on_finished(&job);
+            }
+            while let Ok(news) = self.gpu_news.try_recv() {
+                self.on_gpu_news(news);
             }
             let mut more = self.take_frames(false);
             more |= self.take_frames(true);
@@ -173,6 +181,13 @@ impl EventLoop {
     }
 
     fn on_finished(&mut self, job: &FinishedJob) {
+        if job.error.is_none()
+            && let Some(live) = self.sessions.get_mut(&job.tag.session)
+            && live.session.upload(job.tag)
+        {
+            // In flight until it is there.
+            return;
+        }
         self.jobs_in_flight -= 1;
         let Some(window) = self.windows.get_mut(&job.tag.session) else {
             return self.on_filled(job.tag, job.error.as_deref());
@@ -183,21 +198,49 @@ impl EventLoop {
         self.end_windows();
     }
 
+    fn on_gpu_news(&mut self, news: GpuNews) {
+        match news {
+            GpuNews::Uploaded { slab, slot, problem } => {
+                self.jobs_in_flight -= 1;
+                let Some(live) = self.sessions.get_mut(&slab) else { return };
+                let Some(tag) = live.session.uploaded(slot) else { return };
+                match problem {
+                    None => self.on_filled(tag, None),
+                    Some(problem) => self.on_failed(tag, gpu_slab::failure(&problem)),
+                }
+            }
+            GpuNews::Reclaimed { slab, slot } => {
+                let Some(live) = self.sessions.get_mut(&slab) else { return };
+                live.session.reclaimed(slot);
+                self.advance(slab);
+            }
+        }
+    }
+
     /// A session's slot is filled, be it in its own slab or in its window.
     fn on_filled(&mut self, tag: JobTag, error: Option<&str>) {
-        let Some(live) = self.sessions.get_mut(&tag.session) else { return };
-        let is_current = live.session.finished(tag);
-        // A failure in an epoch that was given up must not end the one that came after it.
-        if let Some(error) = error.filter(|_| is_current) {
-            warn!(session = format_args!("{:016x}", tag.session), error, "batch failed");
-            live.session.abandon();
-            self.settle(tag.session);
+        if let Some(error) = error {
             let refusal = Refusal::new(ErrorCode::Data, error)
                 .with_hint("run 'fastaa-ctl dataset verify' on the dataset");
-            self.send(tag.session, DaemonBody::Failed(refusal));
-            return;
+            return self.on_failed(tag, refusal);
         }
+        let Some(live) = self.sessions.get_mut(&tag.session) else { return };
+        live.session.finished(tag);
         self.advance(tag.session);
+    }
+
+    /// A session's slot cannot be filled.
+    fn on_failed(&mut self, tag: JobTag, refusal: Refusal) {
+        let Some(live) = self.sessions.get_mut(&tag.session) else { return };
+        // A failure in an epoch that was given up must not end the one that came after it.
+        if !live.session.finished(tag) {
+            return self.advance(tag.session);
+        }
+        let error = refusal.message.as_str();
+        warn!(session = format_args!("{:016x}", tag.session), error, "batch failed");
+        live.session.abandon();
+        self.settle(tag.session);
+        self.send(tag.session, DaemonBody::Failed(refusal));
     }
 
     /// Gives back to the window what the session has done with.
@@ -391,7 +434,7 @@ impl EventLoop {
             split = session.request.split,
             "client subscribed over TCP"
         );
-        let reply = HelloReply::Welcome(session.welcome(""));
+        let reply = HelloReply::Welcome(welcome(&session, ""));
         self.insert(session, route.to_vec(), true);
         Ok(reply)
     }
@@ -452,10 +495,4 @@ fn send_frame(
     };
     socket.send(bytes, zmq::DONTWAIT | zmq::SNDMORE).map_err(failed)?;
     socket.send(payload, zmq::DONTWAIT).map_err(failed)
-}
-
-/// Compares without telling by its duration where two tokens differ.
-fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
-    let differences = a.iter().zip(b).fold(0, |sum, (x, y)| sum | (x ^ y));
-    a.len() == b.len() && std::hint::black_box(differences) == 0
 }

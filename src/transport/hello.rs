@@ -22,13 +22,16 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags};
 use tracing::{debug, info, warn};
 
+use crate::gpu::Gpus;
 use crate::limits::{HELLO_BYTES_MAX, RESERVED_FDS, SESSION_FDS, SESSIONS_MAX};
 
+use super::gpu_slab;
 use super::provider::StreamProvider;
 use super::request::check_request;
 use super::server::{ServerEvent, ServerHandle};
 use super::session::{Peer, Session};
 use super::waker::Waker;
+use super::welcome::welcome;
 use super::windows::Windows;
 use super::wire::{
     self, ClientHello, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, WireError,
@@ -36,8 +39,8 @@ use super::wire::{
 
 /// A connection that says nothing for this long is closed.
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
-/// File descriptors in a welcome: the slab's and the window's.
-const FDS_MAX: usize = 2;
+/// File descriptors in a welcome: the slab's, the window's, and the pipe's of a slab on a GPU.
+const FDS_MAX: usize = 3;
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -53,6 +56,7 @@ pub(super) struct HelloThread {
     pub(super) data_endpoint: String,
     /// What the members of broadcast groups share.
     pub(super) windows: RefCell<Windows>,
+    pub(super) gpus: Gpus,
 }
 
 /// Binds the HELLO socket. The caller holds the lock on the directory.
@@ -204,6 +208,7 @@ impl HelloThread {
         let hello: ClientHello = wire::decode(&buffer[..n_bytes]).map_err(refusal_of)?;
         check_request(&hello.request)?;
         let stream = self.provider.open(&hello.request)?;
+        let own_pid = peer.pid;
         let peer = Peer {
             client: hello.client,
             pid: Some(pid_number(peer.pid)),
@@ -211,9 +216,10 @@ impl HelloThread {
         };
         let mut session = Session::open(hello.request, stream, peer)?;
         session.window = self.windows.borrow_mut().window_of(&session);
+        let pipe = gpu_slab::open(&self.gpus, &mut session, own_pid)?;
         let (session_id, slab) = (session.id, Arc::clone(&session.slab));
         let window = session.window.clone();
-        let reply = HelloReply::Welcome(session.welcome(&self.data_endpoint));
+        let reply = HelloReply::Welcome(welcome(&session, &self.data_endpoint));
         info!(
             session = format_args!("{session_id:016x}"),
             client = session.peer.client,
@@ -223,10 +229,12 @@ impl HelloThread {
             batch_size = session.request.batch_size,
             rank = session.request.rank,
             world_size = session.request.world_size,
+            is_on_gpu = session.gpu.is_some(),
             "client subscribed"
         );
         let fds: Vec<BorrowedFd<'_>> = std::iter::once((*slab).as_fd())
             .chain(window.iter().map(|window| (*window.slab).as_fd()))
+            .chain(pipe.iter().map(AsFd::as_fd))
             .collect();
         // Registered before the client knows its token, so that its first frame finds the session.
         self.server

@@ -12,12 +12,14 @@ pub mod server;
 pub mod wire;
 
 mod event_loop;
+mod gpu_slab;
 mod hello;
 mod live;
 mod request;
 mod session;
 mod slab;
 mod waker;
+mod welcome;
 mod window;
 mod windows;
 

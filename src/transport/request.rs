@@ -107,3 +107,9 @@ pub(super) fn fill_random(bytes: &mut [u8]) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+/// Compares without telling by its duration where two tokens differ.
+pub(super) fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    let differences = a.iter().zip(b).fold(0, |sum, (x, y)| sum | (x ^ y));
+    a.len() == b.len() && std::hint::black_box(differences) == 0
+}

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
+use crate::gpu::Gpus;
 use crate::limits::{FRAME_BYTES_MAX, SERVER_EVENTS_MAX};
 use crate::pipeline::workers::{WorkerCounters, WorkerPool};
 
@@ -41,6 +42,8 @@ pub struct ServerConfig<'a> {
     pub n_threads: usize,
     /// Datasets and policies.
     pub provider: Arc<dyn StreamProvider>,
+    /// Most memory of batches on one GPU, in bytes.
+    pub gpu_memory_bytes: u64,
 }
 
 /// Why the server does not start.
@@ -171,6 +174,8 @@ impl StreamServer {
         let pool_waker = waker.clone();
         let pool = WorkerPool::start(config.n_threads, move || pool_waker.wake())?;
         let counters = Arc::clone(pool.counters());
+        let gpu_waker = waker.clone();
+        let (gpus, gpu_news) = Gpus::new(config.gpu_memory_bytes, move || gpu_waker.wake());
         let (events, event_receiver) = bounded(SERVER_EVENTS_MAX);
         let handle = ServerHandle { events, waker: waker.clone() };
 
@@ -199,13 +204,14 @@ impl StreamServer {
             allowed_uids: config.allowed_uids,
             data_endpoint,
             windows: RefCell::default(),
+            gpus,
         };
         let event_loop = EventLoop::new(
             local,
             tcp.map(|socket| (socket, config.tcp_token)),
             waker,
             event_receiver,
-            pool,
+            (pool, gpu_news),
             config.provider,
         );
         let hello_thread =

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::gpu::GpuSlab;
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::{EpochPlan, StepPlan};
-use crate::pipeline::recipe::{Dtype, Layout};
 use crate::pipeline::render::SlotLayout;
 use crate::pipeline::workers::{BatchJob, JobTag};
 
@@ -20,9 +20,7 @@ use super::slab::Slab;
 use super::window::{BatchKey, Place, Window, WindowMemory};
 use super::wire::{
     BatchDescriptor, EpochEnd, ErrorCode, GroupMode, Refusal, SlotLease, Start, StreamRequest,
-    Welcome, WireDtype, WireLabels, WireLayout,
 };
-use crate::dataset::LabelKind;
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
@@ -44,6 +42,8 @@ enum SlotState {
     Ready,
     /// The consumer reads it.
     Leased,
+    /// The consumer has released it; its work on the GPU may still read it there.
+    Returning,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,13 @@ struct Slot {
     window: Option<u32>,
     /// Samples that the last job wrote to it.
     n_filled: u32,
+    /// The job whose result is on its way to the GPU.
+    uploading: Option<JobTag>,
+}
+
+impl Slot {
+    const FREE: Self =
+        Self { state: SlotState::Free, generation: 0, window: None, n_filled: 0, uploading: None };
 }
 
 /// An epoch under way.
@@ -104,6 +111,10 @@ pub(super) struct Session {
     pub(super) request: StreamRequest,
     pub(super) stream: OpenedStream,
     pub(super) slab: Arc<Slab>,
+    /// Where the slab's bytes go, too.
+    pub(super) gpu: Option<GpuSlab>,
+    /// Why they do not, if they were to.
+    pub(super) gpu_refused: String,
     /// What it reads together with the other members of its group.
     pub(super) window: Option<Arc<WindowMemory>>,
     /// Slots of the window that it has done with.
@@ -173,12 +184,11 @@ impl Session {
             request,
             stream,
             slab: Arc::new(slab),
+            gpu: None,
+            gpu_refused: String::new(),
             window: None,
             returned: Vec::new(),
-            slots: vec![
-                Slot { state: SlotState::Free, generation: 0, window: None, n_filled: 0 };
-                n_slots as usize
-            ],
+            slots: vec![Slot::FREE; n_slots as usize],
             free: (0..n_slots).rev().collect(),
             seek: 0,
             run: None,
@@ -188,46 +198,6 @@ impl Session {
             is_beyond_window: false,
             position: (0, 0, 0),
         })
-    }
-
-    /// What the client is told when it is let in.
-    pub(super) fn welcome(&self, endpoint: &str) -> Welcome {
-        let shape = *self.stream.spec.recipe.shape();
-        let info = self.stream.spec.split.info();
-        let layout = self.slab.layout();
-        let small = |value: usize| u32::try_from(value).expect("sides are at most IMAGE_SIDE_MAX");
-        Welcome {
-            session: self.id,
-            token: self.token,
-            endpoint: endpoint.to_owned(),
-            slot_bytes: layout.slot_bytes as u64,
-            n_slots: self.n_slots(),
-            labels_offset: layout.labels_offset as u64,
-            indices_offset: layout.indices_offset as u64,
-            batch_size: self.request.batch_size,
-            height: small(shape.height),
-            width: small(shape.width),
-            channels: small(shape.channels),
-            dtype: match shape.dtype {
-                Dtype::U8 => WireDtype::U8,
-                Dtype::F16 => WireDtype::F16,
-                Dtype::Bf16 => WireDtype::Bf16,
-                Dtype::F32 => WireDtype::F32,
-            },
-            layout: match shape.layout {
-                Layout::Nchw => WireLayout::Nchw,
-                Layout::Nhwc => WireLayout::Nhwc,
-            },
-            labels: match shape.labels {
-                LabelKind::Class { n_classes } => WireLabels::Class { n_classes },
-                LabelKind::Vector { len } => WireLabels::Vector { len },
-            },
-            n_samples: info.n_samples,
-            fingerprint: info.fingerprint.0.clone(),
-            recipe_json: self.stream.recipe_json.clone(),
-            daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
-            n_window_slots: self.window.as_ref().map_or(0, |window| window.slab.n_slots()),
-        }
     }
 
     /// The run whose epochs pin a policy together.
@@ -310,8 +280,34 @@ impl Session {
         if slot.state != SlotState::Leased || slot.generation != lease.generation {
             return false;
         }
-        self.free_slot(lease.slot);
+        match &self.gpu {
+            Some(gpu) => {
+                self.slots[lease.slot as usize].state = SlotState::Returning;
+                gpu.reclaim(lease.slot);
+            }
+            None => self.free_slot(lease.slot),
+        }
         true
+    }
+
+    /// The consumer's GPU work on a released slot is over.
+    pub(super) fn reclaimed(&mut self, slot: u32) {
+        let state = self.slots[slot as usize].state;
+        assert_eq!(state, SlotState::Returning, "slot {slot} was released");
+        self.free_slot(slot);
+    }
+
+    /// Sends a job's result on to the GPU; `false`: it belongs there not.
+    pub(super) fn upload(&mut self, tag: JobTag) -> bool {
+        let Some(gpu) = &self.gpu else { return false };
+        self.slots[tag.slot as usize].uploading = Some(tag);
+        gpu.upload(tag.slot);
+        true
+    }
+
+    /// A slot's bytes are on the GPU, or cannot get there: which job's they are.
+    pub(super) fn uploaded(&mut self, slot: u32) -> Option<JobTag> {
+        self.slots[slot as usize].uploading.take()
     }
 
     /// A job is done; `false`: it belongs to a start that was given up, and means nothing any more.

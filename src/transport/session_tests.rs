@@ -90,6 +90,7 @@ pub(super) fn session(
         recipe_json: "{}".to_owned(),
         n_slots,
         replay: false,
+        gpu: None,
     };
     let peer = Peer { client: "test".to_owned(), pid: None, uid: None };
     Session::open(request, stream, peer).expect("opens")

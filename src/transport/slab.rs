@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::gpu::HostSlab;
 use crate::pipeline::render::{OutputShape, SlotLayout};
 use crate::pipeline::workers::BatchOutput;
 
@@ -138,6 +139,16 @@ impl Slab {
             labels: part(layout.labels_offset, n_label_bytes),
             indices: part(layout.indices_offset, n_index_bytes),
             keep_alive,
+        }
+    }
+
+    /// The memory, for a GPU that is to copy slots of it.
+    pub(super) fn for_gpu(self: &Arc<Self>) -> HostSlab {
+        HostSlab {
+            address: self.map.as_mut_ptr().expose_provenance(),
+            slot_bytes: self.layout.slot_bytes,
+            n_slots: self.n_slots(),
+            keep_alive: Arc::clone(self) as _,
         }
     }
 

@@ -33,6 +33,11 @@
 //! slot anew for each batch in it. A batch there is leased and released by the slot of the member's
 //! own slab that its descriptor names, whose bytes mean nothing meanwhile.
 //!
+//! *GPUs*: with [`Welcome::gpu`] a batch is announced when its slot's bytes are on the GPU, too;
+//! the slab holds the same ones. Before the client releases such a slot it records the slot's event
+//! behind its last use of it, and the daemon waits until that has passed. With the welcome comes,
+//! last, the write end of a pipe, which the client closes when it has closed the GPU's memory.
+//!
 //! *Slot layout*: pixels from byte 0, then labels at `labels_offset`, then indices (`i64` sample
 //! indices) at `indices_offset`; each part starts at a multiple of 64 bytes and is packed for
 //! `n_samples` of the batch. Class labels are `i64`; vector labels are `f32` rows. Samples that
@@ -44,9 +49,10 @@ use crate::limits;
 
 /// Versions, newest first:
 ///
+/// * 3: slabs on GPUs.
 /// * 2: windows of broadcast groups, replay.
 /// * 1: first.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// First message on the HELLO socket.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -101,6 +107,8 @@ pub struct StreamRequest {
     /// Fill each slot once, and announce what lies in it from then on, whatever the step: to
     /// measure what a training could reach if batches cost nothing.
     pub replay: bool,
+    /// The GPU on which the slab is to have an image, if any: its UUID as CUDA gives it.
+    pub gpu: Option<[u8; 16]>,
 }
 
 /// Answer on the HELLO socket.
@@ -200,6 +208,19 @@ pub struct Welcome {
     pub daemon_version: String,
     /// Slots of the group's window; 0: there is none. They are as large as the slab's.
     pub n_window_slots: u32,
+    /// The slab's image on the GPU that was asked for.
+    pub gpu: Option<Box<GpuMemory>>,
+    /// Why there is none, if one was asked for; else empty.
+    pub gpu_refused: String,
+}
+
+/// Memory on a GPU, `n_slots * slot_bytes` long, with the slots of the slab.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct GpuMemory {
+    /// For `cuIpcOpenMemHandle`.
+    pub memory: [u8; 64],
+    /// One per slot, for `cuIpcOpenEventHandle`.
+    pub events: Vec<[u8; 64]>,
 }
 
 /// Kinds of refusal and failure, for exception classes. Append-only.

@@ -28,8 +28,10 @@ def is_mapped(address: int) -> bool:
     return False
 
 
-class PlayedGpu:
+class PlayedGpu(_device.Gpu):
     """Copies as late as a GPU may: when the event behind the copy passes."""
+
+    driver: Any = None
 
     def __init__(self, problem: str = "") -> None:
         self.problem = problem
@@ -109,16 +111,38 @@ def test_what_the_gpu_reads_late_is_what_the_host_reads(shared_daemon: Daemon, m
         assert gpu.n_most == N_SLOTS - 2
         assert len(gpu.locked) == 1
         assert all(length >= N_SLOTS * BATCH for length in gpu.locked.values())
-    assert gpu.under_way, "copies are under way at the end"
+    assert not gpu.under_way, "who closes the loader waits for the copies"
     del loader
     gc.collect()
-    assert not gpu.under_way, "who drops the loader waits for them"
     assert gpu.n_unlocked == 1
     assert not gpu.locked
     assert len(found) == len(expected)
     for (images, labels), (host_images, host_labels) in zip(found, expected, strict=True):
         assert torch.equal(images, host_images)
         assert torch.equal(labels, host_labels)
+
+
+def test_who_drops_a_loader_waits_for_its_copies(shared_daemon: Daemon) -> None:
+    gpu = PlayedGpu()
+    loader = loader_on(shared_daemon, gpu)
+    first = next(iter(loader))
+    n_interrupts = iter(range(2))
+
+    def interrupted(copied: PlayedCopy, synchronize: Any = PlayedCopy.synchronize) -> None:
+        if next(n_interrupts, None) is not None:
+            raise KeyboardInterrupt
+        synchronize(copied)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlayedCopy, "synchronize", interrupted)
+        copier = loader._copier
+        loader._copier = None
+        del copier
+        gc.collect()
+    assert next(n_interrupts, None) is None, "a Ctrl-C, and another one"
+    assert not gpu.under_way
+    with shared_daemon.loader(batch_size=BATCH) as other:
+        assert torch.equal(first[0], next(iter(other))[0])
 
 
 def test_slots_come_back_as_soon_as_the_gpu_has_read_them(shared_daemon: Daemon) -> None:

@@ -42,6 +42,8 @@ WELCOME = _messages.Welcome(
     recipe_json="{}",
     daemon_version="0",
     n_window_slots=0,
+    gpu=None,
+    gpu_refused="",
 )
 
 

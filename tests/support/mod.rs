@@ -197,6 +197,7 @@ pub(crate) fn request(batch_size: u32, recipe_json: &str) -> StreamRequest {
         recipe_json: recipe_json.to_owned(),
         n_slots: 0,
         replay: false,
+        gpu: None,
     }
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,6 +106,18 @@ class ArrayMaker:
         )
         indices = self._view(root, self._index_dtype, (n_samples,), self._indices_offset)
         return Arrays(images, labels, indices, places)
+
+    def from_bytes(self, slot: Any, n_samples: int) -> tuple[Any, Any]:
+        """Images and labels of the first `n_samples` places of a slot that is a tensor of bytes, on
+        whatever device."""
+
+        def view(dtype: Any, shape: tuple[int, ...], offset: int) -> Any:
+            n_bytes = math.prod(shape) * dtype.itemsize
+            return slot[offset : offset + n_bytes].view(dtype).reshape(shape)
+
+        images = view(self._pixel_dtype, (n_samples, *self._image_shape), 0)
+        labels = view(self._label_dtype, (n_samples, *self._label_shape), self._labels_offset)
+        return images, labels
 
     def _view(self, root: Any, dtype: Any, shape: tuple[int, ...], offset: int) -> Any:
         library = self._torch or np

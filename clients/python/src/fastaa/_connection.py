@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
+import fcntl
+import functools
 import os
 import socket
 import threading
 import time
-import urllib.parse
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -28,7 +28,9 @@ from typing import Any, NamedTuple, TypeAlias
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from . import _hello, _messages, _wire
+from . import _hello, _messages, _sockets, _wire
+from ._cuda import CudaError, ImportedSlab, SlotRoot
+from ._device import Copier
 from ._lease import Releases
 from ._slab import Slab, SlabMap, Window, check_slot_layout, samples_per_batch_max
 from .errors import (
@@ -57,9 +59,6 @@ _BYE_MS = 100
 _RECONNECT_MS = 3_600_000
 """Longer than any connection lives after its end."""
 
-_FILES_PER_CONNECTION = 20
-"""More than a session opens: ZeroMQ's sockets and connection, HELLO, memories, events."""
-
 _HEARTBEAT_MS = 1_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 
@@ -81,10 +80,24 @@ Event: TypeAlias = Delivery | _messages.EpochBegin | _messages.EpochEnd
 
 
 class Loan(NamedTuple):
-    """The memory of a batch. `copied` if its slot could not be lent, because all are held."""
+    """The memory of a batch. `copied` if its slot could not be lent, because all are held.
+
+    With `gpu` the batch lies there, and that root keeps the slot: the tensors of a loan that is
+    `copied` must be copies. `root`, of the same bytes, is then to be read at once.
+    """
 
     root: Any
     copied: bool
+    gpu: SlotRoot | None = None
+
+
+class Local(NamedTuple):
+    """What a connection within a host has: the HELLO socket and the memories."""
+
+    hello: socket.socket
+    slab: Slab
+    window: Window | None
+    gpu: ImportedSlab | None
 
 
 class Connection:
@@ -95,19 +108,20 @@ class Connection:
         welcome: _messages.Welcome,
         dealer: zmq.Socket[bytes],
         monitor: zmq.Socket[bytes],
-        local: tuple[socket.socket, Slab, Window | None] | None,
+        local: Local | None,
         place: str,
     ) -> None:
-        """Takes over the sockets. `local` is the HELLO socket and the memories, `None` over TCP."""
+        """Takes over the sockets. `local` is `None` over TCP."""
         self.welcome = welcome
         self.torn = False
         """A message was taken from the socket and not yet dealt with: set while it is, and left
         set by an exception (Ctrl-C) in between. Such a session cannot be gone on with."""
         self._dealer = dealer
         self._monitor = monitor
-        self._hello = local[0] if local else None
-        self._slab = local[1] if local else None
-        self._window = local[2] if local else None
+        self._hello = local.hello if local else None
+        self._slab = local.slab if local else None
+        self._window = local.window if local else None
+        self._gpu = local.gpu if local else None
         self._place = place
         self._seek = 0
         self._pid = os.getpid()
@@ -131,9 +145,14 @@ class Connection:
         ).start()
 
     @classmethod
-    def local(cls, runtime_dir: Path, hello: _messages.ClientHello) -> Connection:
-        """A session with the daemon of this host."""
-        _check_files()
+    def local(
+        cls, runtime_dir: Path, hello: _messages.ClientHello, copier: Copier | None = None
+    ) -> Connection:
+        """A session with the daemon of this host.
+
+        Raises `CudaError` if it cannot have the slab on the GPU that the HELLO asks for.
+        """
+        _sockets.check_files()
         stream = _hello.hello_local(runtime_dir, hello)
         dealer: zmq.Socket[bytes] | None = None
         try:
@@ -143,12 +162,17 @@ class Connection:
                 window = None
                 if stream.window_fd is not None:
                     window = Window(stream.window_fd, stream.welcome)
+                gpu = None
+                if stream.gpu_fd is not None:
+                    gpu = _imported(stream.welcome, stream.gpu_fd, copier)
             finally:
-                os.close(stream.slab_fd)
-                if stream.window_fd is not None:
-                    os.close(stream.window_fd)
+                for fd in (stream.slab_fd, stream.window_fd, stream.gpu_fd):
+                    if fd is not None:
+                        os.close(fd)
+            if hello.request.gpu is not None and gpu is None and window is None:
+                raise CudaError(stream.welcome.gpu_refused or "the daemon does not say why")
             stream.socket.setblocking(False)
-            dealer = _contexts.current().socket(zmq.DEALER)
+            dealer = _sockets.context().socket(zmq.DEALER)
             dealer.setsockopt(zmq.LINGER, 0)
             dealer.setsockopt(zmq.ROUTING_ID, stream.welcome.token)
             monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -159,7 +183,7 @@ class Connection:
             if _is_foreign(error):
                 raise _cannot_connect(str(runtime_dir), error) from None
             raise
-        local = (stream.socket, slab, window)
+        local = Local(stream.socket, slab, window, gpu)
         return cls(stream.welcome, dealer, monitor, local, str(runtime_dir))
 
     @classmethod
@@ -167,11 +191,11 @@ class Connection:
         """A session with a daemon at a loopback `tcp://` address; batches come inline."""
         request = _messages.ClientFrame(_wire.PROTOCOL_VERSION, 0, hello)
         _hello.encode_hello(hello)
-        _check_files()
-        _check_host(address)
+        _sockets.check_files()
+        _sockets.check_host(address)
         dealer: zmq.Socket[bytes] | None = None
         try:
-            dealer = _contexts.current().socket(zmq.DEALER)
+            dealer = _sockets.context().socket(zmq.DEALER)
             dealer.setsockopt(zmq.LINGER, 0)
             # A socket that reconnects would tell a restarted daemon what was meant for the dead
             # one; and on TCP only the heartbeat tells that a peer vanished without a word. (-1, to
@@ -231,11 +255,11 @@ class Connection:
 
     @property
     def memory(self) -> tuple[SlabMap, int, int] | None:
-        """The slab's map, address and length, where memory is shared."""
-        return None if self._slab is None else self._slab.memory()
+        """The slab's map, address and length, where it is what batches are read from."""
+        return None if self._slab is None or self._gpu is not None else self._slab.memory()
 
-    def lend(self, delivery: Delivery) -> Loan:
-        """The memory of a batch that `receive` returned.
+    def lend(self, delivery: Delivery, stream: int = 0) -> Loan:
+        """The memory of a batch that `receive` returned. `stream`: what works on it on the GPU.
 
         Its slot goes back to the daemon when the root is dead. If this process holds all other
         slots, the root is a private copy and the slot goes back now: lending the last one would
@@ -254,7 +278,13 @@ class Connection:
         slot = descriptor.slot
         if descriptor.window_slot and self._window is not None:
             memory, slot = self._window, descriptor.window_slot - 1
-        if self._releases.n_alive >= self.welcome.n_slots - 1:
+        is_last = self._releases.n_alive >= self.welcome.n_slots - 1
+        if self._gpu is not None:
+            gpu_root = self._gpu.root(slot, self.welcome.slot_bytes)
+            end_of_use = functools.partial(self._gpu.record, slot, stream)
+            self._releases.watch(gpu_root, lease, end_of_use)
+            return Loan(self._slab.root(slot), is_last, gpu_root)
+        if is_last:
             root = memory.copy(slot)
             self._releases.give_back(lease)
             return Loan(root, copied=True)
@@ -402,59 +432,12 @@ class Connection:
                 raise ProtocolError(f"a batch came with only {found} bytes")
 
 
-class _Contexts:
-    """ZeroMQ's context of this process, shared by all its connections.
-
-    It is never ended, nor left to the garbage collector: ending it waits until all its sockets are
-    closed, and a collector that finds a loader in a cycle may come to the context first. A forked
-    child makes its own.
-    """
-
-    def __init__(self) -> None:
-        self._by_pid: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
-
-    def current(self) -> zmq.Context[zmq.Socket[bytes]]:
-        """That of this process."""
-        pid = os.getpid()
-        # Of two threads that come first together, one's context stays unused.
-        return self._by_pid.get(pid) or self._by_pid.setdefault(pid, _new_context())
-
-
-def _new_context() -> zmq.Context[zmq.Socket[bytes]]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    # Each connection takes three; the default is a thousand.
-    context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
-    return context
-
-
-_contexts = _Contexts()
-
-
-def _check_host(address: str) -> None:
-    """Refuses a host that has no address at once: libzmq would go on asking for it."""
-    place = urllib.parse.urlsplit(address)
-    try:
-        socket.getaddrinfo(place.hostname, place.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise DaemonNotRunning(
-            f"the host of {address} is unknown: {error}", "check the address, and the name service"
-        ) from None
-
-
-def _check_files() -> None:
-    """Refuses to begin what would need more files than may be opened: libzmq ends the process that
-    has none left for it."""
-    opened = []
-    try:
-        for _ in range(_FILES_PER_CONNECTION):
-            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
-        raise _hello.no_files_left() from None
-    finally:
-        for fd in opened:
-            os.close(fd)
+def _imported(welcome: _messages.Welcome, pipe: int, copier: Copier | None) -> ImportedSlab:
+    """The slab on the GPU. The caller keeps and closes `pipe`."""
+    if copier is None or welcome.gpu is None:
+        raise ProtocolError("the daemon sent memory of a GPU unasked")
+    own_pipe = fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, 0)
+    return copier.imported(welcome.gpu.memory, welcome.gpu.events, own_pipe)
 
 
 def _discard(dealer: zmq.Socket[bytes] | None) -> None:

@@ -1,6 +1,10 @@
-"""Batches on a GPU: copied from shared memory beside the training's own work.
+"""Batches on a GPU.
 
-The slab is registered with CUDA as page-locked memory, so the GPU reads it itself, on a stream of
+Where CUDA shares memory between processes, the daemon puts them there: a batch is a view of the
+daemon's memory on the GPU, and its slot goes back with an event behind the last use (`_cuda`).
+
+Elsewhere they are copied from shared memory beside the training's own work. The slab is registered
+with CUDA as page-locked memory, so the GPU reads it itself, on a stream of
 its own, while the training computes. The stream that is current when a batch is yielded waits for
 the copy; the program does not. (Batches that a broadcast group shares, and those that come over
 TCP, lie in other memory: CUDA stages them, and the program waits for that.)
@@ -13,24 +17,27 @@ are held here until the event behind the copy has passed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from ._arrays import Arrays
+from ._arrays import ArrayMaker, Arrays
+from ._cuda import CudaError, Driver, ImportedSlab, SlotRoot
 from ._slab import SlabMap
 from ._values import shown
-from .errors import InvalidRequestError, PinningWarning, UnsupportedError, UsageError
+from .errors import (
+    GpuCopyWarning,
+    InvalidRequestError,
+    PinningWarning,
+    UnsupportedError,
+    UsageError,
+)
 
 _KINDS = ("auto", "cpu", "cuda", "hpu", "meta", "mps", "mtia", "vulkan", "xla", "xpu")
 """What PyTorch calls devices, and `auto`."""
-_REGISTER_PORTABLE = 1
-"""`CU_MEMHOSTREGISTER_PORTABLE`: page-locked for every CUDA context of the process."""
 
 
 class Done(Protocol):
@@ -45,6 +52,16 @@ class Done(Protocol):
 
 class Gpu(Protocol):
     """What is needed of a GPU."""
+
+    @property
+    def driver(self) -> Driver | None:
+        """What opens the daemon's memory on it; `None` if nothing can."""
+
+    def flat(self, root: SlotRoot) -> Any:
+        """The bytes of a root as a tensor, which keeps it alive."""
+
+    def stream(self) -> int:
+        """The stream that is current now, as the driver knows it."""
 
     def lock(self, address: int, length: int) -> str:
         """Makes memory readable for the GPU; says why it cannot, or nothing."""
@@ -63,29 +80,41 @@ class Cuda:
         """`device` has an index."""
         self._torch, self._device = torch, device
         self._stream = torch.cuda.Stream(device)
-        # The driver's functions, not the runtime's: a refusal by the runtime would stay behind as
-        # its last error, and PyTorch would take it for that of its next kernel.
-        self._driver = ctypes.CDLL("libcuda.so.1")
-        pointer, size = ctypes.c_void_p, ctypes.c_size_t
-        self._driver.cuMemHostRegister_v2.argtypes = (pointer, size, ctypes.c_uint)
-        self._driver.cuMemHostUnregister.argtypes = (pointer,)
-        self._driver.cuCtxPushCurrent_v2.argtypes = (pointer,)
-        # PyTorch's own context, the primary one of the device, which counts its users; it is never
-        # released, and ends with the process. PyTorch counts devices as the driver does.
-        self._context, handle = pointer(), ctypes.c_int()
-        self._check(self._driver.cuDeviceGet(ctypes.byref(handle), device.index))
-        self._check(self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), handle))
+        try:
+            self._driver = Driver(device.index)
+        except CudaError as error:
+            raise UsageError(
+                f"{device}: {error}", "see what `nvidia-smi` and torch.cuda.init() say of this GPU"
+            ) from None
+
+    @property
+    def driver(self) -> Driver:
+        """As in `Gpu`."""
+        return self._driver
+
+    def flat(self, root: SlotRoot) -> Any:
+        """As in `Gpu`. Raises `CudaError` if PyTorch finds it elsewhere."""
+        tensor = self._torch.as_tensor(root, device=self._device)
+        if tensor.data_ptr() != root.address:
+            raise CudaError(f"PyTorch copies the daemon's memory to {self._device}")
+        return tensor
+
+    def stream(self) -> int:
+        """As in `Gpu`."""
+        return int(self._torch.cuda.current_stream(self._device).cuda_stream)
 
     def lock(self, address: int, length: int) -> str:
         """As in `Gpu`."""
-        with self._current():
-            result = self._driver.cuMemHostRegister_v2(address, length, _REGISTER_PORTABLE)
-        return self._problem(result)
+        try:
+            self._driver.lock(address, length)
+        except CudaError as error:
+            return str(error)
+        return ""
 
     def unlock(self, address: int) -> None:
         """As in `Gpu`. What fails at the end of a process cannot be helped."""
-        with self._current():
-            self._driver.cuMemHostUnregister(address)
+        with contextlib.suppress(CudaError):
+            self._driver.unlock(address)
 
     def copy(self, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], Done]:
         """As in `Gpu`."""
@@ -100,31 +129,6 @@ class Cuda:
             copied.record_stream(current)
         return copies, done
 
-    @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
-        """Makes the context current in this thread, which may never have used CUDA."""
-        self._check(self._driver.cuCtxPushCurrent_v2(self._context))
-        try:
-            yield
-        finally:
-            self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-
-    def _check(self, result: int) -> None:
-        problem = self._problem(result)
-        if problem:
-            raise UsageError(
-                f"{self._device}: {problem}",
-                "see what `nvidia-smi` and torch.cuda.init() say of this GPU",
-            )
-
-    def _problem(self, result: int) -> str:
-        if result == 0:
-            return ""
-        text = ctypes.c_char_p()
-        if self._driver.cuGetErrorString(result, ctypes.byref(text)) != 0 or text.value is None:
-            return f"CUDA error {result}"
-        return text.value.decode(errors="replace")
-
 
 class _Copied(NamedTuple):
     """Host tensors that are still being read."""
@@ -134,15 +138,59 @@ class _Copied(NamedTuple):
 
 
 class Copier:
-    """Moves the batches of one loader to a GPU."""
+    """Moves the batches of one loader to a GPU, or takes them where they are there already."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, name: str = "the GPU") -> None:
         """Nothing is locked yet."""
         self._gpu = gpu
+        self._name = name
+        self._asks_daemon = gpu.driver is not None
         self._under_way: deque[_Copied] = deque()
         self._n_under_way_max = 0
         self._is_warned = False
         self._pid = os.getpid()
+
+    @property
+    def uuid(self) -> bytes | None:
+        """Of the GPU on which the daemon is to put batches; `None`: it is not asked any more."""
+        driver = self._gpu.driver
+        return driver.uuid if driver is not None and self._asks_daemon else None
+
+    def imported(self, memory: bytes, events: tuple[bytes, ...], pipe: int) -> ImportedSlab:
+        """Opens a slab on the GPU, and makes sure that tensors of it are views. Takes over `pipe`.
+
+        Raises `CudaError` if that does not work here.
+        """
+        driver = self._gpu.driver
+        if driver is None:
+            raise AssertionError("a GPU without a driver asks for nothing")
+        slab = ImportedSlab(driver, memory, events, pipe)
+        try:
+            self._gpu.flat(slab.root(0, 1))
+        except Exception as error:
+            # PyTorch's own refusals are RuntimeErrors of many kinds.
+            raise CudaError(str(error)) from None
+        return slab
+
+    def copies_because(self, reason: str) -> None:
+        """The daemon does not put batches on the GPU: says so once, and asks no more."""
+        if self._asks_daemon:
+            self._asks_daemon = False
+            warnings.warn(
+                f"batches are copied to {self._name} by this process: {reason}",
+                GpuCopyWarning,
+                stacklevel=5,
+            )
+
+    def stream(self) -> int:
+        """The stream that is current now, as the driver knows it."""
+        return self._gpu.stream()
+
+    def views(self, maker: ArrayMaker, arrays: Arrays, root: SlotRoot, *, copied: bool) -> Arrays:
+        """The batch in a slot on the GPU, or a copy of it. `indices` are a copy on the host."""
+        flat = self._gpu.flat(root)
+        images, labels = maker.from_bytes(flat.clone() if copied else flat, len(arrays.indices))
+        return Arrays(images, labels, arrays.indices.clone(), arrays.places.copy())
 
     def attach(self, memory: tuple[SlabMap, int, int] | None, n_slots: int) -> None:
         """Reads from here on from a slab of `n_slots`: its map, address and length."""
@@ -166,10 +214,16 @@ class Copier:
         owner.before_unmap = None
         if not self._is_warned:
             self._is_warned = True
+            is_memory = "memory" in problem
+            cure = (
+                "raise the limit of locked memory (ulimit -l, or LimitMEMLOCK), or pass a smaller "
+                "n_slots="
+                if is_memory
+                else "see what `nvidia-smi` says of this GPU"
+            )
             warnings.warn(
                 f"the slab of {length >> 20} MiB cannot be page-locked ({problem}), so copies to "
-                "the GPU take longer and the program waits for them; raise the limit of locked "
-                "memory (ulimit -l, or LimitMEMLOCK), or pass a smaller n_slots=",
+                f"the GPU take longer and the program waits for them; {cure}",
                 PinningWarning,
                 stacklevel=6,
             )
@@ -180,23 +234,45 @@ class Copier:
         (images, labels), done = self._gpu.copy((arrays.images, arrays.labels))
         self._under_way.append(_Copied(done, (arrays.images, arrays.labels)))
         while len(self._under_way) > self._n_under_way_max:
-            self._under_way[0].done.synchronize()
-            self._under_way.popleft()
+            self._wait_for_first()
         return arrays._replace(images=images, labels=labels, indices=arrays.indices.clone())
 
     def reap(self) -> None:
         """Gives up what the GPU has read."""
-        while self._under_way and self._under_way[0].done.query():
-            self._under_way.popleft()
+        while self._under_way:
+            first = self._under_way.popleft()
+            if not first.done.query():
+                self._under_way.appendleft(first)
+                return
+
+    def drain(self) -> None:
+        """Waits until the GPU has read everything. Any thread."""
+        while self._under_way:
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        # Taken out first: of two threads each waits for what it has taken.
+        with contextlib.suppress(IndexError):
+            first = self._under_way.popleft()
+            try:
+                first.done.synchronize()
+            except BaseException:
+                self._under_way.appendleft(first)
+                raise
 
     def __del__(self) -> None:
         # What was yielded may still be under way: until then its slot must not be filled anew.
         if os.getpid() != self._pid:
             return
-        with contextlib.suppress(Exception):
-            while self._under_way:
-                self._under_way[0].done.synchronize()
-                self._under_way.popleft()
+        while self._under_way:
+            try:
+                self.drain()
+            except KeyboardInterrupt:
+                # Python prints what a finaliser raises, and goes on; the GPU is still reading.
+                continue
+            except Exception:
+                # Of a GPU that has failed, and reads no more.
+                return
 
 
 def copier(device: object, output: str) -> Copier | None:
@@ -236,7 +312,8 @@ def copier(device: object, output: str) -> Copier | None:
             f"device={shown(device)}: PyTorch finds {n_gpus} GPU(s), counted from 0",
             "use an index below that; CUDA_VISIBLE_DEVICES hides and renumbers GPUs",
         )
-    return Copier(Cuda(torch, torch.device("cuda", index)))
+    gpu = torch.device("cuda", index)
+    return Copier(Cuda(torch, gpu), str(gpu))
 
 
 def _kind_of(device: object) -> tuple[str, int | None]:

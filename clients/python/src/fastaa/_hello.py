@@ -157,6 +157,8 @@ class LocalStream(NamedTuple):
     socket: socket.socket
     slab_fd: int
     window_fd: int | None
+    gpu_fd: int | None
+    """The pipe that says when this process has closed the slab on the GPU."""
 
 
 def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
@@ -175,16 +177,23 @@ def hello_local(runtime_dir: Path, hello: _messages.ClientHello) -> LocalStream:
             answer, fds = _receive_with_fds(connection, path)
         try:
             welcome = welcome_of(answer)
-            n_expected = 1 + (welcome.n_window_slots > 0)
+            has_window, has_gpu = welcome.n_window_slots > 0, welcome.gpu is not None
+            n_expected = 1 + has_window + has_gpu
             if len(fds) != n_expected:
                 raise ProtocolError(
-                    f"the daemon at {path} sent {len(fds)} memories instead of {n_expected}"
+                    f"the daemon at {path} sent {len(fds)} files instead of {n_expected}"
+                )
+            if welcome.gpu is not None and len(welcome.gpu.events) != welcome.n_slots:
+                raise ProtocolError(
+                    f"the daemon at {path} sent {len(welcome.gpu.events)} events for "
+                    f"{welcome.n_slots} slots"
                 )
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
-        return LocalStream(welcome, connection, fds[0], fds[1] if len(fds) > 1 else None)
+        window_fd, gpu_fd = fds[1] if has_window else None, fds[-1] if has_gpu else None
+        return LocalStream(welcome, connection, fds[0], window_fd, gpu_fd)
     except TimeoutError:
         connection.close()
         raise DaemonGone(

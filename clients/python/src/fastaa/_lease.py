@@ -17,6 +17,7 @@ import os
 import select
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ._messages import SlotLease
@@ -83,19 +84,21 @@ class Releases:
         """Slots that wait to be given back."""
         return len(self._waiting)
 
-    def watch(self, root: Any, lease: SlotLease) -> None:
-        """Gives `lease` back when `root` dies."""
+    def watch(self, root: Any, lease: SlotLease, before: Callable[[], None] | None = None) -> None:
+        """Gives `lease` back when `root` dies; calls `before` just before, if somebody listens."""
         self._alive.add(lease)
-        finalizer = weakref.finalize(root, self.give_back, lease)
+        finalizer = weakref.finalize(root, self.give_back, lease, before)
         # At exit the kernel hangs up for us; running thousands of finalisers then helps nobody.
         finalizer.atexit = False
 
-    def give_back(self, lease: SlotLease) -> None:
+    def give_back(self, lease: SlotLease, before: Callable[[], None] | None = None) -> None:
         """Marks `lease` as free. Called in any thread, within garbage collection too."""
         if os.getpid() != self._pid:
             return  # A forked child: the lease is the parent's.
         self._alive.discard(lease)
         if not self.closed:
+            if before is not None:
+                before()
             self._waiting.append(lease)
             self._event.set()
 

@@ -63,6 +63,7 @@ class StreamRequest(NamedTuple):
     recipe_json: str
     n_slots: int
     replay: bool
+    gpu: bytes | None
 
 
 class ClientHello(NamedTuple):
@@ -84,6 +85,13 @@ class VectorLabels(NamedTuple):
     """`len` `f32` per sample."""
 
     len: int
+
+
+class GpuMemory(NamedTuple):
+    """Memory on a GPU, with the slots of the slab, and an event per slot: CUDA's handles."""
+
+    memory: bytes
+    events: tuple[bytes, ...]
 
 
 class Welcome(NamedTuple):
@@ -108,6 +116,8 @@ class Welcome(NamedTuple):
     recipe_json: str
     daemon_version: str
     n_window_slots: int
+    gpu: GpuMemory | None
+    gpu_refused: str
 
 
 class Refusal(NamedTuple):

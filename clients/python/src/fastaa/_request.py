@@ -15,6 +15,8 @@ import numpy as np
 from . import _control, _hello, _messages, _state, _values, _wire
 from ._arrays import check_output
 from ._connection import Connection
+from ._cuda import CudaError
+from ._device import Copier
 from ._values import shown
 from ._version import __version__
 from .errors import InvalidRequestError, UnsupportedError
@@ -121,6 +123,7 @@ def stream_request(
         replay=_is_replay(),
         recipe_json=recipe,
         n_slots=integer("n_slots", n_slots, 0, _U32_MAX),
+        gpu=None,
     )
 
 
@@ -223,14 +226,24 @@ class Target(NamedTuple):
     address: str | None
     token: str
 
-    def connect(self, request: _messages.StreamRequest) -> Connection:
-        """A new session."""
-        hello = _messages.ClientHello(
-            _wire.PROTOCOL_VERSION, f"python {__version__}", self.token, request
-        )
+    def connect(self, request: _messages.StreamRequest, copier: Copier | None) -> Connection:
+        """A new session; its batches are on the copier's GPU, if that can be."""
+
+        def hello(gpu: bytes | None) -> _messages.ClientHello:
+            asked = request._replace(gpu=gpu)
+            return _messages.ClientHello(
+                _wire.PROTOCOL_VERSION, f"python {__version__}", self.token, asked
+            )
+
         if self.address is not None:
-            return Connection.tcp(self.address, hello)
-        return Connection.local(self.runtime_dir, hello)
+            return Connection.tcp(self.address, hello(None))
+        gpu = None if copier is None else copier.uuid
+        if copier is not None and gpu is not None:
+            try:
+                return Connection.local(self.runtime_dir, hello(gpu), copier)
+            except CudaError as error:
+                copier.copies_because(str(error))
+        return Connection.local(self.runtime_dir, hello(None), copier)
 
     def expected_digest(self, request: _messages.StreamRequest, epoch: int, since: int) -> str:
         """The daemon's answer to which digest a rank's samples of `epoch` have."""

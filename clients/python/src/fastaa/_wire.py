@@ -28,6 +28,7 @@ from ._messages import (
     ErrorCode,
     Failed,
     Goodbye,
+    GpuMemory,
     GroupMode,
     Message,
     Refusal,
@@ -42,7 +43,7 @@ from ._messages import (
     WireLayout,
 )
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Version of the messages below; both sides refuse any other one in words."""
 
 HELLO_BYTES_MAX = 64 * 1024
@@ -167,6 +168,16 @@ def _byte_array(n_bytes: int) -> _Codec:
 
 
 _ID = _byte_array(16)
+_IPC_HANDLE = _byte_array(64)
+
+
+def _option(item: _Codec) -> _Codec:
+    def write(out: bytearray, value: Any) -> None:
+        _write_bool(out, value is not None)
+        if value is not None:
+            item.write(out, value)
+
+    return _Codec(write, lambda reader: item.read(reader) if _read_bool(reader) else None)
 
 
 def _list(item: _Codec) -> _Codec:
@@ -233,7 +244,7 @@ def _union(name: str, *variants: tuple[Any, _Codec]) -> _Codec:
 _STREAM_REQUEST = _fields(
     StreamRequest,
     *(_STR, _STR, _U32, _U64, _U32, _U32, _BOOL, _BOOL, _STR),
-    *(_plain_enum(GroupMode), _STR, _U32, _BOOL),
+    *(_plain_enum(GroupMode), _STR, _U32, _BOOL, _option(_ID)),
 )
 _CLIENT_HELLO = _fields(ClientHello, _U16, _STR, _STR, _STREAM_REQUEST)
 _LABELS = _union(
@@ -241,11 +252,12 @@ _LABELS = _union(
     (ClassLabels, _fields(ClassLabels, _U32)),
     (VectorLabels, _fields(VectorLabels, _U32)),
 )
+_GPU_MEMORY = _fields(GpuMemory, _IPC_HANDLE, _list(_IPC_HANDLE))
 _WELCOME = _fields(
     Welcome,
     *(_U64, _ID, _STR, _U64, _U32, _U64, _U64, _U32, _U32, _U32, _U32),
     *(_plain_enum(WireDtype), _plain_enum(WireLayout), _LABELS, _U64, _STR, _STR, _STR),
-    _U32,
+    *(_U32, _option(_GPU_MEMORY), _STR),
 )
 _REFUSAL = _fields(Refusal, _plain_enum(ErrorCode), _STR, _STR)
 _HELLO_REPLY = _union("HelloReply", (Welcome, _WELCOME), (Refusal, _REFUSAL))

@@ -88,6 +88,10 @@ class PinningWarning(RuntimeWarning):
     """The slab cannot be page-locked for the GPU: copies take longer."""
 
 
+class GpuCopyWarning(RuntimeWarning):
+    """The daemon cannot put batches on this GPU, so this process copies them there."""
+
+
 _CLASS_BY_CODE: dict[ErrorCode, type[Error]] = {
     ErrorCode.Protocol: ProtocolError,
     ErrorCode.Malformed: ProtocolError,

@@ -74,11 +74,13 @@ class Loader:
             `/` in it or `.json` at its end; relative to this process's working directory. Default:
             `policy` under `[stream.defaults]` in the daemon's configuration, which is `"active"`
             unless it says something else.
-        device: `"cuda:0"`, …: images and labels come as tensors on that GPU, copied there beside
-            the computation of the stream that is current when a batch is taken; `indices` stay on
-            the host. `"auto"`: the current GPU if there is one and `output="torch"`. Default: they
-            stay in shared memory. Batches that a broadcast group shares, and those over TCP, are
-            copied while the program waits.
+        device: `"cuda:0"`, …: images and labels come as tensors on that GPU, for the stream that is
+            current when a batch is taken (another one that uses a batch must be done with it
+            before its tensors are dropped); `indices` stay on the host. The daemon puts them there
+            if it shares memory of the GPU with this process; else they are copied beside the
+            computation, with one `GpuCopyWarning`. `"auto"`: the current GPU if there is one and
+            `output="torch"`. Default: they stay in shared memory. Batches that a broadcast group
+            shares, and those over TCP, are copied while the program waits.
         runtime_dir: Where the daemon's sockets are. Default: `$FASTAA_RUNTIME_DIR`, else
             `$XDG_RUNTIME_DIR/fastaa`, else `/run/fastaa` for root, else `/tmp/fastaa-UID`.
         output: `"torch"` tensors or `"numpy"` arrays (then torch is never imported).
@@ -162,7 +164,7 @@ class Loader:
         self._finished: Position | None = None
         # The name under which the daemon remembers what this run reports.
         self._run = self._request.group or f"loader-{uuid.uuid4().hex}"
-        self._connection = self._target.connect(self._request)
+        self._connection = self._target.connect(self._request, self._copier)
         self._welcome = self._connection.welcome
         try:
             self._maker = ArrayMaker(self._welcome, output)
@@ -347,7 +349,8 @@ class Loader:
                 f"{descriptor.next_offset}, came where batch {self._n_received} of epoch "
                 f"{position.epoch} after sample {position.offset} belongs"
             )
-        root, copied = connection.lend(delivery)
+        stream = 0 if self._copier is None else self._copier.stream()
+        root, copied, on_gpu = connection.lend(delivery, stream)
         if copied and not self._warned:
             self._warned = True
             warnings.warn(
@@ -358,7 +361,9 @@ class Loader:
                 stacklevel=7,
             )
         arrays = self._maker.arrays(root, descriptor.n_samples)
-        if self._copier is not None:
+        if self._copier is not None and on_gpu is not None:
+            arrays = self._copier.views(self._maker, arrays, on_gpu, copied=copied)
+        elif self._copier is not None:
             arrays = self._copier.move(arrays)
         # A skipped sample was visited, too.
         self._n_received += 1
@@ -454,7 +459,7 @@ class Loader:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            connection = self._target.connect(self._request)
+            connection = self._target.connect(self._request, self._copier)
             if _stream.identity(connection.welcome) != _stream.identity(self._welcome):
                 connection.close()
                 changes = _stream.changes(self._welcome, connection.welcome)
@@ -481,6 +486,8 @@ class Loader:
         self._is_started = False
         if connection is not None:
             connection.close(alive=alive)
+        if self._copier is not None:
+            self._copier.drain()
 
     def close(self) -> None:
         """Ends the session with the daemon. Batches that are still held stay valid. Idempotent."""

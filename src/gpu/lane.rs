@@ -1,0 +1,362 @@
+//! The thread of one GPU: it owns the context, the stream of copies, and every slab's memory there.
+//!
+//! *Slots*: the session says when a slot may be copied and when the consumer has released it; this
+//! thread only says when the GPU is done. It blocks on its queue alone, never on the GPU or on
+//! whom it tells, so that whoever gives it a command never waits for either.
+//!
+//! *Failure*: an error of CUDA stays with its process until the end. After one, copies fail with
+//! it in words, no slab is opened any more, and the streams of the host go on.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing::{debug, info, warn};
+
+use crate::limits::GPU_COMMANDS_MAX;
+
+use super::driver::{Context, Event, Locked, Memory, Stream};
+use super::{Exported, GpuError, GpuNews, HostSlab, Importer, Uuid, uuid_text};
+
+/// How often the GPU is asked while something is under way: short against a training's step.
+const GPU_LOOK: Duration = Duration::from_micros(100);
+/// How often an importer is asked whether it has closed what a session has left behind.
+const IMPORTER_LOOK: Duration = Duration::from_millis(50);
+/// How long a GPU is kept without a slab: a context takes its time, and another loader may come.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// What a GPU's thread is told.
+pub(super) enum Command {
+    Open {
+        slab: u64,
+        host: HostSlab,
+        importer: Importer,
+        reply: Sender<Result<Exported, GpuError>>,
+    },
+    Upload {
+        slab: u64,
+        slot: u32,
+    },
+    Reclaim {
+        slab: u64,
+        slot: u32,
+    },
+    Close {
+        slab: u64,
+    },
+}
+
+/// Begins a thread for the GPU `uuid`. It ends some time after its last slab.
+pub(super) fn start(
+    uuid: Uuid,
+    memory_bytes: u64,
+    news: Sender<GpuNews>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+) -> Sender<Command> {
+    let (sender, commands) = bounded(GPU_COMMANDS_MAX);
+    let work = move || {
+        let outbox = Outbox { news, wake, waiting: VecDeque::new() };
+        match Lane::new(uuid, memory_bytes, outbox) {
+            Ok(lane) => lane.run(&commands),
+            Err(error) => refuse_first(&commands, &error),
+        }
+    };
+    // Without a thread the receiver is gone, and `open` says that nobody answers.
+    let _ = std::thread::Builder::new().name("gpu".into()).spawn(work);
+    sender
+}
+
+/// Tells whoever asked first why there is no context.
+fn refuse_first(commands: &Receiver<Command>, error: &GpuError) {
+    while let Ok(command) = commands.recv_timeout(IMPORTER_LOOK) {
+        if let Command::Open { reply, .. } = command {
+            // Fails only if the asker has given up.
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
+}
+
+/// News that may wait for room.
+struct Outbox {
+    news: Sender<GpuNews>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    waiting: VecDeque<GpuNews>,
+}
+
+impl Outbox {
+    fn push(&mut self, news: GpuNews) {
+        self.waiting.push_back(news);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let mut is_told = false;
+        while let Some(news) = self.waiting.pop_front() {
+            match self.news.try_send(news) {
+                Ok(()) => is_told = true,
+                Err(TrySendError::Full(news)) => {
+                    self.waiting.push_front(news);
+                    break;
+                }
+                // The daemon is ending.
+                Err(TrySendError::Disconnected(_)) => {}
+            }
+        }
+        if is_told {
+            (self.wake)();
+        }
+    }
+}
+
+/// A slab's memory on the GPU. Fields drop in this order: events, then memory, then the lock.
+struct Held {
+    /// Recorded by the importer, one per slot.
+    used: Vec<Event>,
+    /// Recorded here, one per slot.
+    copied: Vec<Event>,
+    memory: Memory,
+    n_bytes: u64,
+    _locked: Option<Locked>,
+    host: HostSlab,
+    importer: Importer,
+    is_closed: bool,
+}
+
+/// A copy on its way, or a slot that the consumer's GPU work may still read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Pending {
+    slab: u64,
+    slot: u32,
+}
+
+// The context is declared last, for it must be dropped last.
+struct Lane {
+    uuid: Uuid,
+    memory_bytes: u64,
+    outbox: Outbox,
+    uploads: VecDeque<Pending>,
+    reclaims: Vec<Pending>,
+    broken: Option<GpuError>,
+    held: HashMap<u64, Held>,
+    stream: Stream,
+    context: Context,
+}
+
+impl Lane {
+    fn new(uuid: Uuid, memory_bytes: u64, outbox: Outbox) -> Result<Self, GpuError> {
+        let context = Context::open(uuid)?;
+        let stream = Stream::new(&context)?;
+        info!(gpu = uuid_text(uuid), "uses a GPU for batches");
+        Ok(Self {
+            uuid,
+            memory_bytes,
+            outbox,
+            uploads: VecDeque::new(),
+            reclaims: Vec::new(),
+            broken: None,
+            held: HashMap::new(),
+            stream,
+            context,
+        })
+    }
+
+    fn run(mut self, commands: &Receiver<Command>) {
+        let mut last_used = Instant::now();
+        loop {
+            match self.next_command(commands) {
+                Ok(command) => {
+                    self.obey(command);
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // The daemon is ending.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.look_at_gpu();
+            self.outbox.flush();
+            self.free_closed();
+            if !self.held.is_empty() || !self.outbox.waiting.is_empty() {
+                last_used = Instant::now();
+            } else if last_used.elapsed() > LINGER {
+                info!(gpu = uuid_text(self.uuid), "leaves the GPU");
+                return;
+            }
+        }
+    }
+
+    /// A command, if one is there; else waits as long as nothing else is to be looked at.
+    fn next_command(&mut self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
+        let is_busy = !self.uploads.is_empty()
+            || !self.reclaims.is_empty()
+            || !self.outbox.waiting.is_empty();
+        commands.recv_timeout(if is_busy { GPU_LOOK } else { IMPORTER_LOOK })
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Open { slab, host, importer, reply } => {
+                let opened = self.open(slab, host, importer);
+                if let Err(error) = &opened {
+                    debug!(%error, "no slab on the GPU");
+                }
+                if reply.send(opened).is_err() {
+                    // Nobody knows of it.
+                    self.held.remove(&slab);
+                }
+            }
+            Command::Upload { slab, slot } => self.upload(Pending { slab, slot }),
+            Command::Reclaim { slab, slot } => self.reclaims.push(Pending { slab, slot }),
+            Command::Close { slab } => {
+                if let Some(held) = self.held.get_mut(&slab) {
+                    held.is_closed = true;
+                }
+            }
+        }
+        self.look_at_gpu();
+    }
+
+    fn open(
+        &mut self,
+        slab: u64,
+        host: HostSlab,
+        importer: Importer,
+    ) -> Result<Exported, GpuError> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
+        let n_slots = host.n_slots as usize;
+        let n_host_bytes = n_slots * host.slot_bytes;
+        let n_bytes = Memory::rounded(n_host_bytes) as u64;
+        let used_bytes: u64 = self.held.values().map(|held| held.n_bytes).sum();
+        if used_bytes + n_bytes > self.memory_bytes {
+            let mib = |bytes: u64| bytes >> 20;
+            let (cap_mib, used_mib) = (mib(self.memory_bytes), mib(used_bytes));
+            return Err(GpuError::Cap { cap_mib, used_mib, wanted_mib: mib(n_bytes) });
+        }
+        let (memory, handle) = Memory::exported(&self.context, n_host_bytes)?;
+        let (mut used, mut copied, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..n_slots {
+            let (event, handle) = Event::exported(&self.context)?;
+            used.push(event);
+            events.push(handle);
+            copied.push(Event::new(&self.context)?);
+        }
+        let keep_alive = Arc::clone(&host.keep_alive);
+        #[allow(unsafe_code, reason = "the slab's owner is handed over")]
+        // SAFETY: `keep_alive` is what keeps the slab mapped.
+        let locked = unsafe { Locked::new(&self.context, host.address, n_host_bytes, keep_alive) };
+        let locked = locked.inspect_err(|error| {
+            warn!(%error, "a slab cannot be page-locked, so copies to the GPU take longer");
+        });
+        let held = Held {
+            used,
+            copied,
+            memory,
+            n_bytes,
+            _locked: locked.ok(),
+            host,
+            importer,
+            is_closed: false,
+        };
+        self.held.insert(slab, held);
+        Ok(Exported { memory: handle, events })
+    }
+
+    fn upload(&mut self, pending: Pending) {
+        let Pending { slab, slot } = pending;
+        let begun = match (&self.broken, self.held.get(&slab)) {
+            (Some(broken), _) => Err(broken.clone()),
+            (None, Some(held)) => copy(held, slot as usize, &self.stream),
+            (None, None) => return,
+        };
+        match begun {
+            Ok(()) => self.uploads.push_back(pending),
+            Err(error) => {
+                self.breaks(error.clone());
+                let problem = Some(error.to_string());
+                self.outbox.push(GpuNews::Uploaded { slab, slot, problem });
+            }
+        }
+    }
+
+    fn breaks(&mut self, error: GpuError) {
+        if self.broken.is_none() {
+            warn!(gpu = uuid_text(self.uuid), %error, "the GPU is not used any more");
+            self.broken = Some(error);
+        }
+    }
+
+    /// Tells of what has passed since the last look.
+    fn look_at_gpu(&mut self) {
+        while let Some(&pending) = self.uploads.front() {
+            let problem = match self.has_passed(pending, |held| &held.copied) {
+                Ok(false) => break,
+                Ok(true) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            self.uploads.pop_front();
+            let Pending { slab, slot } = pending;
+            self.outbox.push(GpuNews::Uploaded { slab, slot, problem });
+        }
+        for pending in std::mem::take(&mut self.reclaims) {
+            // What cannot be asked any more is not read any more either.
+            if let Ok(false) = self.has_passed(pending, |held| &held.used) {
+                self.reclaims.push(pending);
+            } else {
+                let Pending { slab, slot } = pending;
+                self.outbox.push(GpuNews::Reclaimed { slab, slot });
+            }
+        }
+    }
+
+    fn has_passed(
+        &mut self,
+        pending: Pending,
+        events: impl Fn(&Held) -> &Vec<Event>,
+    ) -> Result<bool, GpuError> {
+        let Some(held) = self.held.get(&pending.slab) else { return Ok(true) };
+        let asked = events(held)[pending.slot as usize].has_passed();
+        asked.inspect_err(|error| self.breaks(error.clone()))
+    }
+
+    /// Frees the slabs that neither side needs, nor any copy.
+    fn free_closed(&mut self) {
+        let uploads = &self.uploads;
+        self.held.retain(|slab, held| {
+            let is_read = uploads.iter().any(|upload| upload.slab == *slab);
+            is_read || !held.is_closed || !has_let_go(&held.importer)
+        });
+        // Its consumer is dead, or has closed it: there is nothing to wait for.
+        let held = &self.held;
+        self.reclaims.retain(|pending| held.contains_key(&pending.slab));
+    }
+}
+
+fn copy(held: &Held, slot: usize, stream: &Stream) -> Result<(), GpuError> {
+    let HostSlab { address, slot_bytes, .. } = held.host;
+    let offset = slot * slot_bytes;
+    let source = std::ptr::with_exposed_provenance::<u8>(address + offset);
+    #[allow(unsafe_code, reason = "the session promises that the slot is left alone")]
+    // SAFETY: the slot lies in the slab, which `host.keep_alive` keeps mapped as long as `held`
+    // lives, and `held` outlives its copies (`free_closed`). Nobody writes to the slot before the
+    // news that it is copied: the session keeps it from its workers (`GpuSlab::upload`).
+    unsafe {
+        held.memory.copy_from(offset, source, slot_bytes, stream)?;
+    }
+    held.copied[slot].record(stream)
+}
+
+/// Whether the importing process has closed the memory, or is dead.
+fn has_let_go(importer: &Importer) -> bool {
+    let fires = |fd: &OwnedFd, flags| {
+        let mut fds = [PollFd::new(fd, flags)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|n_fired| n_fired > 0)
+    };
+    // A pipe without writers hangs up, which is told unasked.
+    fires(&importer.closed, PollFlags::empty())
+        || importer.process.as_ref().is_some_and(|process| fires(process, PollFlags::IN))
+}

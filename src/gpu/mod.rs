@@ -1,0 +1,237 @@
+//! Memory of batches on the GPUs of their consumers.
+//!
+//! A *slab on a GPU* is the image of a slab in shared memory: as many slots, of the same layout.
+//! One thread per GPU owns the CUDA context and everything in it; it copies filled slots to the
+//! GPU, tells when a copy is over, and when a consumer's own work on a slot is.
+//!
+//! *Order between the processes*: no stream of one process ever waits for the other process, so
+//! that neither's death can hang the other's GPU work. Towards the consumer a batch is announced
+//! when its copy is over. Back from it, the consumer records an interprocess event behind its last
+//! use of a slot, and the thread asks that event until it has passed: the slot is free then.
+//!
+//! *Life of the memory*: it is freed when the session has ended **and** the importing process has
+//! closed it or died (CUDA leaves undefined what an earlier `cuMemFree` does to the importer). The
+//! first is `GpuSlab`'s drop, the second the hang-up of a pipe that the importer holds, or its
+//! pidfd. Some time after the last slab the context goes, too: no memory of the GPU is taken then.
+//!
+//! Never touches pixels, and never decides what is computed. Uses CUDA's driver API alone, loaded
+//! at run time: without an NVIDIA driver all this is a refusal in words.
+
+mod driver;
+mod lane;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use crate::limits::GPU_COMMANDS_MAX;
+
+/// How long a GPU may take to answer: its driver may have to wake it first.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// A GPU's UUID, as CUDA gives it: that of a MIG instance, if it is one.
+pub type Uuid = [u8; 16];
+/// What CUDA exports memory and events as.
+pub type IpcHandle = [u8; 64];
+
+/// The slab that is to have an image on a GPU.
+pub struct HostSlab {
+    /// Of its first byte.
+    pub address: usize,
+    /// From one slot to the next.
+    pub slot_bytes: usize,
+    /// Number of slots.
+    pub n_slots: u32,
+    /// Keeps the memory mapped.
+    pub keep_alive: Arc<dyn Any + Send + Sync>,
+}
+
+/// Tells when the importing process has no use for the memory any more.
+pub struct Importer {
+    /// The read end of a pipe; the importer holds the write end.
+    pub closed: OwnedFd,
+    /// The process, if it is known: a forked child may hold the pipe, too.
+    pub process: Option<OwnedFd>,
+}
+
+/// What an importer opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// All slots.
+    pub memory: IpcHandle,
+    /// One event per slot, which the importer records behind its use.
+    pub events: Vec<IpcHandle>,
+}
+
+/// What a GPU's thread tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuNews {
+    /// A slot's copy is over, well or not.
+    Uploaded {
+        /// Of which slab.
+        slab: u64,
+        /// Which slot.
+        slot: u32,
+        /// Why it failed.
+        problem: Option<String>,
+    },
+    /// The consumer's work on a slot is over.
+    Reclaimed {
+        /// Of which slab.
+        slab: u64,
+        /// Which slot.
+        slot: u32,
+    },
+}
+
+/// Why there is no slab on a GPU.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GpuError {
+    /// No library of NVIDIA's driver.
+    #[error("this host has no NVIDIA driver (libcuda.so.1 cannot be loaded)")]
+    NoDriver,
+    /// The configuration says so.
+    #[error("gpu.memory_mib is 0 in the daemon's configuration")]
+    Off,
+    /// None with this UUID.
+    #[error("the daemon sees no GPU with the UUID {0} (CUDA_VISIBLE_DEVICES may hide it)")]
+    NoSuchGpu(String),
+    /// The configured share is taken.
+    #[error(
+        "batches may take {cap_mib} MiB of the GPU (gpu.memory_mib in the configuration), and \
+         {used_mib} of them are taken; this slab needs {wanted_mib}"
+    )]
+    Cap {
+        /// The share.
+        cap_mib: u64,
+        /// What is taken of it.
+        used_mib: u64,
+        /// What was asked for.
+        wanted_mib: u64,
+    },
+    /// CUDA says no.
+    #[error("CUDA: {what}: {problem}")]
+    Cuda {
+        /// Which call.
+        what: &'static str,
+        /// Its error.
+        problem: String,
+    },
+    /// The thread has not answered.
+    #[error("the GPU's driver does not answer")]
+    Silent,
+}
+
+/// A slab on a GPU. Dropping it ends the session's part in it.
+pub struct GpuSlab {
+    id: u64,
+    commands: Sender<lane::Command>,
+    exported: Exported,
+}
+
+impl GpuSlab {
+    /// What the importer opens.
+    pub fn exported(&self) -> &Exported {
+        &self.exported
+    }
+
+    /// Begins to copy a slot, which must not change until the news of it.
+    pub fn upload(&self, slot: u32) {
+        self.tell(lane::Command::Upload { slab: self.id, slot });
+    }
+
+    /// Asks for the news that the consumer's work on a slot is over.
+    pub fn reclaim(&self, slot: u32) {
+        self.tell(lane::Command::Reclaim { slab: self.id, slot });
+    }
+
+    fn tell(&self, command: lane::Command) {
+        // The thread lives as long as any slab, and takes commands without waiting for anybody.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for GpuSlab {
+    fn drop(&mut self) {
+        self.tell(lane::Command::Close { slab: self.id });
+    }
+}
+
+impl std::fmt::Debug for GpuSlab {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GpuSlab").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// All GPUs of the host; threads begin with the first slab, and end some time after the last.
+pub struct Gpus {
+    memory_bytes: u64,
+    news: Sender<GpuNews>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    lanes: Mutex<HashMap<Uuid, Sender<lane::Command>>>,
+}
+
+impl Gpus {
+    /// `memory_bytes`: most memory of all slabs on one GPU. `wake` is called after each piece of
+    /// news, which the receiver has.
+    pub fn new(
+        memory_bytes: u64,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> (Self, Receiver<GpuNews>) {
+        let (news, receiver) = bounded(GPU_COMMANDS_MAX);
+        let lanes = Mutex::default();
+        (Self { memory_bytes, news, wake: Arc::new(wake), lanes }, receiver)
+    }
+
+    /// Makes a slab on the GPU `uuid`. `id` names it in the news.
+    ///
+    /// # Errors
+    /// No driver, no such GPU, no memory, or no export of it (MIG, some containers).
+    pub fn open(
+        &self,
+        uuid: Uuid,
+        id: u64,
+        host: HostSlab,
+        importer: Importer,
+    ) -> Result<GpuSlab, GpuError> {
+        if self.memory_bytes == 0 {
+            return Err(GpuError::Off);
+        }
+        let (reply, answer) = bounded(1);
+        let mut command = lane::Command::Open { slab: id, host, importer, reply };
+        // A thread that had no slab for long has ended: its successor takes over.
+        for _ in 0..2 {
+            let commands = self.lane(uuid, false);
+            if let Err(refused) = commands.send(command) {
+                command = refused.into_inner();
+                self.lane(uuid, true);
+                continue;
+            }
+            let exported = answer.recv_timeout(ANSWER_WAIT_MAX).map_err(|_| GpuError::Silent)??;
+            return Ok(GpuSlab { id, commands, exported });
+        }
+        Err(GpuError::Silent)
+    }
+
+    fn lane(&self, uuid: Uuid, anew: bool) -> Sender<lane::Command> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if anew {
+            lanes.remove(&uuid);
+        }
+        let known = lanes.entry(uuid);
+        let commands = known.or_insert_with(|| {
+            lane::start(uuid, self.memory_bytes, self.news.clone(), Arc::clone(&self.wake))
+        });
+        commands.clone()
+    }
+}
+
+/// A UUID as `nvidia-smi -L` prints it.
+fn uuid_text(uuid: Uuid) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}

@@ -1,0 +1,58 @@
+//! A session's slab on its consumer's GPU: who gets one, and the words where it fails.
+//!
+//! Owns nothing; `crate::gpu` has the memory, `session` the slots.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::gpu::{Gpus, Importer};
+
+use super::session::Session;
+use super::wire::{ErrorCode, Refusal};
+
+/// Gives the session's slab an image on the GPU that it asks for, or notes why there is none. Gives
+/// the end of the pipe by which the client, of process `pid`, says that it has closed it.
+///
+/// # Errors
+/// No file descriptors left.
+pub(super) fn open(
+    gpus: &Gpus,
+    session: &mut Session,
+    pid: Pid,
+) -> Result<Option<OwnedFd>, Refusal> {
+    let Some(uuid) = session.request.gpu else { return Ok(None) };
+    if session.window.is_some() {
+        session.gpu_refused = "the members of a broadcast group share memory of the host".into();
+        return Ok(None);
+    }
+    let no_files = |error: Errno| {
+        Refusal::new(ErrorCode::Exhausted, format!("no pipe for a slab on a GPU: {error}"))
+            .with_hint("raise the daemon's limit of open files (LimitNOFILE, ulimit -n)")
+    };
+    let (closed, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(no_files)?;
+    // Fails if the process has gone already; then the pipe has hung up, too.
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
+    let importer = Importer { closed, process };
+    match gpus.open(uuid, session.id, session.slab.for_gpu(), importer) {
+        Ok(slab) => {
+            session.gpu = Some(slab);
+            Ok(Some(pipe))
+        }
+        Err(error) => {
+            session.gpu_refused = error.to_string();
+            Ok(None)
+        }
+    }
+}
+
+/// What a client is told whose GPU fails: when it asks again, its batches go another way.
+pub(super) fn failure(problem: &str) -> Refusal {
+    Refusal::new(ErrorCode::Internal, format!("the batch cannot be put on the GPU: {problem}"))
+        .with_hint(
+            "iterate again: the loader goes on at the same sample, and copies batches itself; \
+             restart the daemon to use the GPU's memory again",
+        )
+}

@@ -1,0 +1,402 @@
+"""Slabs on a GPU: the real daemon and client, with a played driver (`tests/fake_cuda`).
+
+The played GPU copies in the order of each stream, but late: after 300 µs for the daemon, after some
+ms here. Who does not wait for an event sees what was there before. What stays for a real GPU:
+PyTorch's view of foreign memory (`Cuda.flat`), its current stream, and when one process sees
+another's writes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastaa
+import pytest
+import torch
+from fastaa import _cuda, _device
+from support import CLIENT_SRC, Daemon, daemon_binary, wait_until
+from test_device import PlayedGpu
+
+BATCH = 64
+N_SLOTS = 4
+CLIENT_DELAY_US = 4000
+OUT_OF_MEMORY, NOT_SUPPORTED = 2, 801
+
+
+def library() -> Path:
+    binary = daemon_binary()
+    assert binary is not None
+    return binary.parent / "examples" / "libfake_cuda.so"
+
+
+class ForeignBytes:
+    """A ctypes array at an address; it can be told what to keep alive."""
+
+    def __new__(cls, root: _cuda.SlotRoot) -> Any:
+        kind = type("Bytes", (ctypes.c_ubyte * root.n_bytes,), {})
+        found: Any = kind.from_address(root.address)
+        found.root = root
+        return found
+
+
+class SharingGpu(PlayedGpu):
+    """The played driver's GPU, whose memory is the host's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = _cuda.Driver(0, str(library()))
+        self.cuda = self.driver._library
+        self.cuda.cuMemcpyDtoHAsync_v2.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_uint64),
+            *(ctypes.c_size_t, ctypes.c_void_p),
+        )
+        made = ctypes.c_void_p()
+        with self.driver._current():
+            assert self.cuda.cuStreamCreate(ctypes.byref(made), 0) == 0
+        self.handle = made.value or 0
+
+    def flat(self, root: _cuda.SlotRoot) -> Any:
+        return torch.frombuffer(ForeignBytes(root), dtype=torch.uint8)
+
+    def stream(self) -> int:
+        return self.handle
+
+    def read_late(self, tensor: Any) -> Any:
+        """What a kernel finds that runs when the program is long past it."""
+        found = torch.full_like(tensor, 77)
+        with self.driver._current():
+            result = self.cuda.cuMemcpyDtoHAsync_v2(
+                found.data_ptr(), tensor.data_ptr(), tensor.nbytes, self.handle
+            )
+        assert result == 0
+        return found
+
+    def wait(self) -> None:
+        with self.driver._current():
+            assert self.cuda.cuCtxSynchronize() == 0
+
+
+class GpuHost:
+    """A daemon with the played driver, and the folder that is the GPU's memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "gpu"
+        self.folder.mkdir()
+        self.daemon = Daemon()
+
+    def start(self, *, memory_mib: int = 64) -> None:
+        with self.daemon.config.open("a") as config:
+            config.write(f"\n[gpu]\nmemory_mib = {memory_mib}\n")
+        self.daemon.start()
+
+    def fails(self, function: str, error: int | None) -> None:
+        path = self.folder / f"fail-{function}"
+        if error is None:
+            path.unlink()
+        else:
+            # The driver reads a whole number or none.
+            written = path.with_suffix(".new")
+            written.write_text(str(error))
+            written.rename(path)
+
+    def in_use(self, process: int) -> list[Path]:
+        """Memory and events that a process has made on the GPU."""
+        return list(self.folder.glob(f"memory-{process:08x}*"))
+
+    def is_empty(self) -> bool:
+        assert self.daemon.process is not None
+        return not self.in_use(self.daemon.process.pid)
+
+    def loader(self, gpu: PlayedGpu, dataset: str = "toy", **options: Any) -> fastaa.Loader:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_device, "copier", lambda *_: _device.Copier(gpu, "cuda:0"))
+            options = {"n_slots": N_SLOTS, "batch_size": BATCH, **options}
+            loader: fastaa.Loader = self.daemon.loader(dataset, device="cuda:0", **options)
+        return loader
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuHost]:
+    """A host whose daemon is still to be started."""
+    if daemon_binary() is None or not library().exists():
+        pytest.skip("no daemon, or no played driver: cargo build --example fake_cuda")
+    host = GpuHost(tmp_path)
+    driver = tmp_path / "driver"
+    driver.mkdir()
+    (driver / "libcuda.so.1").symlink_to(library())
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver), prepend=":")
+    monkeypatch.setenv("FAKE_CUDA", str(host.folder))
+    with host.daemon:
+        yield host
+
+
+@pytest.fixture
+def host(bare: GpuHost, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
+    bare.start()
+    monkeypatch.setenv("FAKE_CUDA_DELAY_US", str(CLIENT_DELAY_US))
+    return bare
+
+
+@pytest.fixture
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def on_host(host: GpuHost, **options: Any) -> list[tuple[Any, Any]]:
+    with host.daemon.loader(batch_size=BATCH, **options) as loader:
+        return [(images.clone(), labels.clone()) for images, labels in loader]
+
+
+def same(found: list[tuple[Any, Any]], expected: list[tuple[Any, Any]]) -> bool:
+    pairs = zip(found, expected, strict=True)
+    return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in pairs)
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": "autoaugment-cifar10"},
+        {"dtype": "bf16", "layout": "nhwc"},
+        {"dtype": "u8", "views": 2},
+        {"drop_last": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_what_the_gpu_reads_late_is_what_the_host_reads(
+    host: GpuHost, options: dict[str, Any]
+) -> None:
+    expected = on_host(host, **options)
+    gpu = SharingGpu()
+    found = []
+    with host.loader(gpu, **options) as loader:
+        assert host.in_use(host.daemon.process.pid)  # type: ignore[union-attr]
+        for batch in loader.batches():
+            # The tensors are dropped at once: only the event keeps the slot from being filled anew.
+            found.append((gpu.read_late(batch.images), gpu.read_late(batch.labels)))
+            assert len(batch.indices) == len(batch.labels)
+            del batch
+        assert loader.epoch_digest == loader.expected_digest(0)
+        assert not gpu.locked, "nobody copies here"
+    gpu.wait()
+    assert same(found, expected)
+    del loader
+    gc.collect()
+    wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_tensors_outlive_the_loader_and_keep_the_memory(host: GpuHost) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    with host.loader(gpu) as loader:
+        images, labels = next(iter(loader))
+        view = images[3, 0]
+    del loader, images
+    gc.collect()
+    with host.loader(gpu) as other:
+        assert sum(len(labels) for _, labels in other) == other.n_samples
+    assert torch.equal(view, expected[0][0][3, 0])
+    assert torch.equal(labels, expected[0][1])
+    del other
+    gc.collect()
+    assert not host.is_empty()
+    del view, labels
+    gc.collect()
+    wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+
+
+def test_who_keeps_all_batches_gets_copies(host: GpuHost) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    with host.loader(gpu) as loader, pytest.warns(fastaa.AllSlotsHeldWarning):
+        found = list(loader)
+    assert same(found, expected)
+
+
+def test_a_killed_consumer_leaves_no_memory_behind(host: GpuHost) -> None:
+    code = """
+import sys, fastaa, test_gpu_slabs as tests
+from pathlib import Path
+host = tests.GpuHost.__new__(tests.GpuHost)
+class Daemon:
+    def loader(self, dataset, **options):
+        return fastaa.Loader(dataset, runtime_dir=sys.argv[1], **options)
+host.daemon = Daemon()
+gpu = tests.SharingGpu()
+loader = host.loader(gpu)
+kept = [gpu.read_late(images) for images, _ in loader]
+held = next(iter(loader))
+print("holds", flush=True)
+sys.stdin.read()
+"""
+    paths = os.pathsep.join([str(CLIENT_SRC), str(Path(__file__).parent)])
+    consumer = subprocess.Popen(
+        [sys.executable, "-c", code, str(host.daemon.runtime_dir)],
+        env=dict(os.environ, PYTHONPATH=paths),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert consumer.stdout is not None
+    assert consumer.stdout.readline() == b"holds\n"
+    assert not host.is_empty()
+    consumer.kill()
+    consumer.communicate()
+    wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+    assert on_host(host)
+
+
+def test_a_daemon_that_comes_back_brings_another_slab(host: GpuHost) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    with host.loader(gpu) as loader:
+        batches = iter(loader)
+        found = [(images.clone(), labels.clone()) for images, labels in [next(batches)] * 1]
+        held = next(batches)
+        found.append((held[0].clone(), held[1].clone()))
+        host.daemon.kill()
+        host.daemon.start()
+        with pytest.warns(fastaa.DaemonRestartWarning):
+            found.extend((gpu.read_late(images), labels.clone()) for images, labels in batches)
+        gpu.wait()
+        assert torch.equal(held[0], expected[1][0]), "what is held stays"
+        assert loader.epoch_digest == loader.expected_digest(0)
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "words"),
+    [
+        ("cuInit", 100, r"CUDA: cuInit: a played error"),
+        (
+            "cuDevicePrimaryCtxRetain",
+            OUT_OF_MEMORY,
+            r"CUDA: cuDevicePrimaryCtxRetain: out of memory",
+        ),
+        ("cuMemAlloc", OUT_OF_MEMORY, r"CUDA: cuMemAlloc: out of memory"),
+        ("cuEventCreate", NOT_SUPPORTED, r"CUDA: cuEventCreate: operation not supported"),
+        ("cuIpcGetMemHandle", NOT_SUPPORTED, r"CUDA: cuIpcGetMemHandle: operation not supported"),
+        ("cuIpcOpenMemHandle", NOT_SUPPORTED, r"cuIpcOpenMemHandle_v2: operation not supported"),
+    ],
+)
+def test_where_nothing_can_be_shared_this_process_copies(
+    host: GpuHost, function: str, error: int, words: str
+) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    host.fails(function, error)
+    with pytest.warns(fastaa.GpuCopyWarning, match=f"copied to cuda:0 by this process: {words}"):
+        loader = host.loader(gpu)
+    with loader:
+        found = list(loader)
+        assert len(gpu.locked) == 1, "the copies come out of locked memory"
+        while gpu.under_way:
+            gpu.under_way.popleft().finish()
+        assert same(found, expected)
+    wait_until(host.is_empty, "nothing half-made is left on the GPU")
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_a_slab_that_cannot_be_locked_is_copied_from_all_the_same(host: GpuHost) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    host.fails("cuMemHostRegister", OUT_OF_MEMORY)
+    with host.loader(gpu) as loader:
+        found = [(gpu.read_late(images), gpu.read_late(labels)) for images, labels in loader]
+    gpu.wait()
+    assert same(found, expected)
+    assert "cannot be page-locked" in host.daemon.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "words"),
+    [(0, r"gpu.memory_mib is 0"), (1, r"may take 1 MiB of the GPU.*0 of them.*needs 2")],
+)
+def test_the_daemons_share_of_a_gpu_is_kept(bare: GpuHost, memory_mib: int, words: str) -> None:
+    bare.start(memory_mib=memory_mib)
+    with pytest.warns(fastaa.GpuCopyWarning, match=words):
+        loader = bare.loader(SharingGpu())
+    with loader:
+        assert sum(len(labels) for _, labels in loader) == loader.n_samples
+
+
+def test_a_daemon_without_a_driver_serves_and_says_so(
+    bare: GpuHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SharingGpu()
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    bare.start()
+    with pytest.warns(fastaa.GpuCopyWarning, match="this host has no NVIDIA driver"):
+        loader = bare.loader(gpu)
+    with loader:
+        assert sum(len(labels) for _, labels in loader) == loader.n_samples
+
+
+def test_another_gpu_is_not_taken_for_it(host: GpuHost) -> None:
+    gpu = SharingGpu()
+    gpu.driver.uuid = bytes(range(16))
+    with pytest.warns(
+        fastaa.GpuCopyWarning, match="no GPU with the UUID GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    ):
+        host.loader(gpu).close()
+
+
+@pytest.mark.parametrize("function", ["cuMemcpyHtoDAsync", "cuEventQuery"])
+def test_a_gpu_that_fails_stops_no_other_stream(host: GpuHost, function: str) -> None:
+    gpu = SharingGpu()
+    loader = host.loader(gpu)
+    beside = host.daemon.loader(batch_size=BATCH)
+    n_beside = len(next(iter(beside))[1])
+    seen = [len(labels) for _, labels in itertools.islice(loader, 2)]
+    host.fails(function, OUT_OF_MEMORY)
+    with pytest.raises(fastaa.InternalError, match=rf"on the GPU: CUDA: {function}.*\n.*iterate"):
+        seen.extend(len(labels) for _, labels in loader)
+    with pytest.warns(fastaa.GpuCopyWarning, match=function):
+        seen.extend(len(labels) for _, labels in loader)
+    assert sum(seen) == loader.n_samples
+    assert loader.epoch_digest == loader.expected_digest(0)
+    loader.close()
+    n_beside += sum(len(labels) for _, labels in beside)
+    assert n_beside == beside.n_samples
+    assert beside.epoch_digest == beside.expected_digest(0)
+    beside.close()
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_members_of_a_broadcast_group_share_memory_of_the_host(host: GpuHost) -> None:
+    gpu = SharingGpu()
+    with host.loader(gpu, group="sweep", mode="broadcast") as loader:
+        assert sum(len(labels) for _, labels in loader) == loader.n_samples
+        assert host.is_empty()
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_a_forked_child_leaves_the_gpu_alone(host: GpuHost) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    loader = host.loader(gpu)
+    batches = iter(loader)
+    held = next(batches)
+    child = os.fork()
+    if child == 0:
+        _cuda.Driver._call = lambda *_: os._exit(1)  # type: ignore[method-assign,assignment]
+        del loader, batches, held
+        gc.collect()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    found = [(gpu.read_late(images), gpu.read_late(labels)) for images, labels in [held]]
+    found.extend((gpu.read_late(images), gpu.read_late(labels)) for images, labels in batches)
+    gpu.wait()
+    assert same(found, expected)
+    loader.close()
