@@ -5,6 +5,8 @@
 #   make build   target/release/fastaa-loaderd and target/release/fastaa-ctl
 #   make setup   Debian packages, .venv with torch and the Python client
 #   make bench   throughput of the whole pipeline
+#   make test-gpu   what needs a GPU, and why it was skipped where there is none
+#   make bench-gpu  throughput into CUDA tensors, against peers and the copy's bandwidth
 #   make clean   remove what was built (not .venv)
 
 SHELL := /bin/bash
@@ -15,7 +17,7 @@ export PATH := $(VIRTUAL_ENV)/bin:$(HOME)/.cargo/bin:$(PATH)
 # torch-sys builds against the torch in .venv, whose version it demands exactly.
 export LIBTORCH_USE_PYTORCH := 1
 
-.PHONY: help setup build run test bench clean
+.PHONY: help setup build run test bench test-gpu bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +37,12 @@ test: setup
 bench: build
 	cargo build --release --locked --example decode_all
 	@python benches/pipeline.py
+
+test-gpu: build
+	@tests/run_gpu
+
+bench-gpu: build
+	@python benches/gpu.py
 
 clean:
 	cargo clean

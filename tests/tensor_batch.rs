@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "test code, but not all in a #[test]")]
 
 mod dataset_support;
+mod torch_support;
 
 use fastaa::augment::PreparedPolicy;
 use fastaa::dataset::{Content, ImageKind, Label, Sample, Split, SplitInfo};
@@ -16,6 +17,7 @@ use serde_json::json;
 use tch::{Device, Tensor};
 
 use dataset_support::{Labels, MemorySplit, noise};
+use torch_support::test_device;
 
 const N: u64 = 40;
 const POLICIES: [&str; 4] = ["none", "autoaugment-cifar10", "trivial-wide", "randaugment(3,9)"];
@@ -35,7 +37,7 @@ fn bytes_of(tensor: &Tensor) -> Vec<u8> {
 /// Renders `samples` both ways, with every policy.
 fn compare(recipe: &serde_json::Value, info: &SplitInfo, samples: &[Sample<'_>]) {
     let compiled = compile(recipe, info);
-    let on_device = TensorRecipe::new(&compiled, Device::Cpu).unwrap();
+    let on_device = TensorRecipe::new(&compiled, test_device()).unwrap();
     let mut scratch = RenderScratch::default();
     for name in POLICIES {
         let policy = PreparedPolicy::new(&load_reference(name).unwrap());
@@ -132,7 +134,7 @@ fn what_cannot_be_made_is_told() {
     let info =
         SplitInfo { images: ImageKind::Encoded { turns_by_exif: false }, ..split.info().clone() };
     let recipe = compile(&json!({"crop": {"kind": "random-resized", "size": 8}}), &info);
-    let on_device = TensorRecipe::new(&recipe, Device::Cpu).unwrap();
+    let on_device = TensorRecipe::new(&recipe, test_device()).unwrap();
     let sample = Sample { content: Content::Encoded(b"\xFF\xD8\xFFno"), label: Label::Class(0) };
     let keyed = [(sample, SampleKey { seed: 0, epoch: 0, sample_idx: 0 })];
     let policy = PreparedPolicy::default();

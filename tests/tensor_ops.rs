@@ -4,6 +4,7 @@
 #![cfg(feature = "torch")]
 
 mod ops_support;
+mod torch_support;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use ops_support::random_image_of;
 use ops_support::{Case, Record, Records, below, judge, random_action, random_image};
+use torch_support::test_device;
 
 /// Images of one shape that go through the tensor path together.
 const BATCH: usize = 48;
@@ -34,7 +36,11 @@ fn batch(images: &[&Image]) -> Tensor {
     let Image { width, height, channels, .. } = *images[0];
     let bytes: Vec<u8> = images.iter().flat_map(|image| &image.data).copied().collect();
     let size = [to_i64(images.len()), to_i64(height), to_i64(width), to_i64(channels)];
-    Tensor::from_slice(&bytes).view(size).permute([0, 3, 1, 2]).contiguous().to_device(device())
+    Tensor::from_slice(&bytes)
+        .view(size)
+        .permute([0, 3, 1, 2])
+        .contiguous()
+        .to_device(test_device())
 }
 
 /// The bytes of each image of a batch, interleaved.
@@ -44,10 +50,6 @@ fn unbatch(images: &Tensor) -> Vec<Vec<u8>> {
     let n_bytes = images.get(0).numel();
     let bytes = Vec::<u8>::try_from(images.view([-1])).expect("bytes");
     bytes.chunks_exact(n_bytes).map(<[u8]>::to_vec).collect()
-}
-
-fn device() -> Device {
-    Device::Cpu
 }
 
 /// Each with random words of its own: one stream of them does not last for a batch.
@@ -175,10 +177,10 @@ fn values_are_the_definition_in_every_kind_and_layout() {
     let bytes: Vec<u8> = (0..=255).collect();
     let plane = Tensor::from_slice(&bytes).view([1, 1, 16, 16]);
     let images = Tensor::cat(&[&plane, &plane.flip([3]), &plane.flip([2])], 1);
-    let images = Tensor::cat(&[&images, &images.flip([1])], 0).to_device(device());
+    let images = Tensor::cat(&[&images, &images.flip([1])], 0).to_device(test_device());
     for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
         for channels_last in [false, true] {
-            let finish = Finish::new(&tables, kind, channels_last, device()).expect("a table");
+            let finish = Finish::new(&tables, kind, channels_last, test_device()).expect("a table");
             let found = finish.run(&images).expect("finishes");
             assert!(found.is_contiguous() && found.kind() == kind);
             let found = if channels_last { found.permute([0, 3, 1, 2]) } else { found };
@@ -199,6 +201,6 @@ fn values_are_the_definition_in_every_kind_and_layout() {
         }
     }
     let whole = [std::array::from_fn(|byte| byte as f32); 3];
-    let finish = Finish::new(&whole, Kind::Uint8, false, device()).expect("a table");
+    let finish = Finish::new(&whole, Kind::Uint8, false, test_device()).expect("a table");
     assert_eq!(finish.run(&images).expect("finishes"), images);
 }

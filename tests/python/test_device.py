@@ -248,17 +248,3 @@ def test_indices_beyond_the_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert _device.copier("auto", "torch") is None, "a GPU of another make"
     with pytest.raises(fastaa.UsageError, match="no GPU of NVIDIA's"):
         _device.copier("cuda", "torch")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_real_gpu_reads_what_the_host_reads(shared_daemon: Daemon) -> None:
-    with shared_daemon.loader(batch_size=BATCH, policy="autoaugment-cifar10") as loader:
-        expected = epoch_of(loader)
-    with shared_daemon.loader(
-        batch_size=BATCH, policy="autoaugment-cifar10", device="cuda:0"
-    ) as loader:
-        found = list(loader)
-    for (images, labels), (host_images, host_labels) in zip(found, expected, strict=True):
-        assert images.is_cuda
-        assert torch.equal(images.cpu(), host_images)
-        assert torch.equal(labels.cpu(), host_labels)
