@@ -145,11 +145,24 @@ pub struct GpuConfig {
     /// Most memory that the batches of all consumers may take of one GPU, in MiB; 0: none, so that
     /// consumers copy batches to their GPUs themselves.
     pub memory_mib: u64,
+    /// Where what the policy does happens, for consumers whose batches lie on a GPU.
+    pub augment_on: AugmentOn,
+}
+
+/// `augment_on`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AugmentOn {
+    /// On the processors.
+    #[default]
+    Cpu,
+    /// On the consumer's GPU.
+    Gpu,
 }
 
 impl Default for GpuConfig {
     fn default() -> Self {
-        Self { memory_mib: 2048 }
+        Self { memory_mib: 2048, augment_on: AugmentOn::Cpu }
     }
 }
 

@@ -9,6 +9,8 @@
 pub mod limits;
 pub mod random;
 
+pub mod gpu;
+
 pub mod dataset;
 pub mod image;
 pub mod policy;
@@ -20,7 +22,6 @@ pub mod tensor;
 
 pub mod pipeline;
 
-pub mod gpu;
 pub mod transport;
 
 pub mod search;

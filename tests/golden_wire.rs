@@ -111,7 +111,12 @@ fn welcome(dtype: WireDtype, layout: WireLayout, labels: WireLabels) -> Welcome 
         recipe_json: "{}".to_owned(),
         daemon_version: "0.1.0".to_owned(),
         n_window_slots: 16,
-        gpu: Some(Box::new(GpuMemory { memory: [7; 64], events: vec![[8; 64], [9; 64]] })),
+        gpu: Some(Box::new(GpuMemory {
+            memory: [7; 64],
+            events: vec![[8; 64], [9; 64]],
+            slot_bytes: 3_215_360,
+            labels_offset: 3_211_264,
+        })),
         gpu_refused: "none".into(),
     }
 }
@@ -123,7 +128,8 @@ fn welcome_json(dtype: &str, layout: &str, labels: Value) -> Value {
         "batch_size": 256, "height": 28, "width": 29, "channels": 1, "dtype": dtype,
         "layout": layout, "labels": labels, "n_samples": 60_000, "fingerprint": "0a1b2c",
         "recipe_json": "{}", "daemon_version": "0.1.0", "n_window_slots": 16,
-        "gpu": {"memory": hex(&[7; 64]), "events": [hex(&[8; 64]), hex(&[9; 64])]},
+        "gpu": {"memory": hex(&[7; 64]), "events": [hex(&[8; 64]), hex(&[9; 64])],
+            "slot_bytes": 3_215_360, "labels_offset": 3_211_264},
         "gpu_refused": "none",
     }}})
 }

@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Map, Value};
 
 use crate::augment::PreparedPolicy;
-use crate::config::with_suggestion;
-use crate::dataset::ImageKind;
+use crate::config::{AugmentOn, with_suggestion};
+use crate::dataset::{ImageKind, SplitInfo};
 use crate::idle::demand::{Consumer, DemandBoard};
 use crate::image::decode::DecodeLimits;
 use crate::limits::PREPARED_POLICIES_MAX;
+use crate::pipeline::on_device::{FinishOnDevice, loading_half};
 use crate::pipeline::recipe::{Recipe, RecipeError};
 use crate::pipeline::render::CompiledRecipe;
 use crate::pipeline::shared::DecodedWindow;
+#[cfg(feature = "torch")]
+use crate::pipeline::tensor_finish::TensorFinish;
 use crate::pipeline::workers::StreamSpec;
 use crate::policy::{
     EpochPins, HistoryKind, PolicyError, PolicyStore, ResolvedPolicy, StoredReference, is_path,
@@ -34,6 +37,8 @@ pub(super) struct Provider {
     pub(super) defaults: Recipe,
     /// Encoded images beyond them are refused.
     pub(super) limits: DecodeLimits,
+    /// Where batches that lie on a GPU are augmented.
+    pub(super) augment_on: AugmentOn,
     /// Samples that cannot be read.
     pub(super) quarantine: Arc<Quarantine>,
     /// Decoded images that streams share.
@@ -49,7 +54,7 @@ pub(super) struct Provider {
 }
 
 impl StreamProvider for Provider {
-    fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal> {
+    fn open(&self, request: &StreamRequest, has_gpu: bool) -> Result<OpenedStream, Refusal> {
         let opened = self.datasets.find_opened(&request.dataset, &request.split)?;
         let split = Arc::clone(&opened.data);
         let recipe = self.recipe(&request.recipe_json)?;
@@ -57,6 +62,17 @@ impl StreamProvider for Provider {
         let compiled = compiled.map_err(refuse_recipe)?;
         // A reference that means nothing is refused now, not at the first epoch.
         self.store.resolve(&recipe.policy, &request.dataset).map_err(refuse_policy)?;
+        let is_cut = has_gpu && self.augment_on == AugmentOn::Gpu;
+        let loading = is_cut.then(|| loading_half(&recipe)).flatten();
+        let finish =
+            loading.as_ref().and_then(|_| on_gpu(&recipe, split.info(), self.limits, request));
+        let (compiled, finish) = match loading.zip(finish) {
+            None => (compiled, None),
+            Some((loading, finish)) => {
+                let half = CompiledRecipe::new(&loading, split.info(), self.limits);
+                (half.map_err(refuse_recipe)?, Some(finish.map_err(refuse_recipe)?))
+            }
+        };
         let recipe_json = serde_json::to_string(&recipe)
             .map_err(|error| Refusal::new(ErrorCode::Internal, error.to_string()))?;
         let shared = match split.info().images {
@@ -80,6 +96,7 @@ impl StreamProvider for Provider {
             policy_reference: recipe.policy,
             total_epochs: recipe.total_epochs,
             recipe_json,
+            finish,
         })
     }
 
@@ -202,4 +219,28 @@ fn refuse_policy(error: PolicyError) -> Refusal {
         _ => (ErrorCode::Invalid, "'fastaa-ctl policy show none' shows what a policy looks like"),
     };
     Refusal::new(code, error.to_string()).with_hint(hint)
+}
+
+/// What finishes batches of the recipe on a GPU; `None`: this program has no libtorch.
+#[cfg(feature = "torch")]
+#[allow(clippy::unnecessary_wraps, reason = "the twin without libtorch gives nothing")]
+fn on_gpu(
+    recipe: &Recipe,
+    info: &SplitInfo,
+    limits: DecodeLimits,
+    request: &StreamRequest,
+) -> Option<Result<Arc<dyn FinishOnDevice>, RecipeError>> {
+    let whole = CompiledRecipe::new(recipe, info, limits);
+    Some(whole.map(|whole| Arc::new(TensorFinish::new(whole, request.seed)) as _))
+}
+
+/// See the other one.
+#[cfg(not(feature = "torch"))]
+fn on_gpu(
+    _: &Recipe,
+    _: &SplitInfo,
+    _: DecodeLimits,
+    _: &StreamRequest,
+) -> Option<Result<Arc<dyn FinishOnDevice>, RecipeError>> {
+    None
 }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, IdlePolicy, SearchDevice};
+use crate::config::{AugmentOn, Config, IdlePolicy, SearchDevice};
 use crate::control::{ControlServer, ServerOptions};
 use crate::idle::demand::DemandBoard;
 use crate::pipeline::shared::DecodedWindow;
@@ -114,6 +114,7 @@ fn provider(
         datasets: datasets.clone(),
         defaults: config.stream.defaults.clone(),
         limits: config.images.limits(),
+        augment_on: config.gpu.augment_on,
         quarantine: Arc::clone(quarantine),
         decoded: DecodedWindow::new(config.images.shared_bytes()),
         store: Arc::clone(store),
@@ -224,6 +225,9 @@ fn searcher_options(
 }
 
 fn warn_of_what_is_missing(config: &Config) {
+    if config.gpu.augment_on == AugmentOn::Gpu && !cfg!(feature = "torch") {
+        warn!("gpu.augment_on: this program was built without the feature torch: it stays \"cpu\"");
+    }
     if config.telemetry.http.is_some() {
         warn!("telemetry.http: this version has no HTTP server; 'fastaa-ctl status' has counters");
     }

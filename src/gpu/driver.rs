@@ -19,7 +19,7 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
-use super::{GpuError, IpcHandle, Uuid, uuid_text};
+use super::{GpuError, IpcHandle, Uuid, Where, uuid_text};
 
 /// CUDA cuts smaller allocations out of blocks of this size, and exports only whole blocks: what is
 /// rounded up to it shares its block with nobody.
@@ -42,6 +42,7 @@ fn refusal(what: &'static str, error: result::DriverError) -> GpuError {
 /// A GPU's primary context, which libtorch uses, too: current in the thread that made it.
 pub(super) struct Context {
     device: sys::CUdevice,
+    ordinal: usize,
     /// Not to be sent to another thread.
     _thread: PhantomData<*const ()>,
 }
@@ -70,7 +71,8 @@ impl Context {
             // SAFETY: such a device; released once, in drop.
             let context = unsafe { result::primary_ctx::retain(device) };
             let context = context.map_err(|error| refusal("cuDevicePrimaryCtxRetain", error))?;
-            let opened = Self { device, _thread: PhantomData };
+            let number = usize::try_from(ordinal).expect("counted from 0");
+            let opened = Self { device, ordinal: number, _thread: PhantomData };
             // SAFETY: a context that is retained as long as `opened` lives.
             let set = unsafe { result::ctx::set_current(context) };
             set.map_err(|error| refusal("cuCtxSetCurrent", error))?;
@@ -85,6 +87,25 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained once in `open`; by the module's invariant nothing of it is left.
         let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+impl Context {
+    /// Whose memory that of [`Memory`] is: a played driver's is the host's.
+    ///
+    /// # Errors
+    /// CUDA's.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn place_of(&self, memory: &Memory) -> Result<Where, GpuError> {
+        let mut kind: c_uint = 0;
+        let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        // SAFETY: a place for an unsigned int, which this attribute is, and a live allocation.
+        let result = unsafe {
+            sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, memory.address)
+        };
+        check("cuPointerGetAttribute", result)?;
+        let is_host = kind == sys::CUmemorytype::CU_MEMORYTYPE_HOST as c_uint;
+        Ok(if is_host { Where::Host } else { Where::Gpu(self.ordinal) })
     }
 }
 
@@ -154,6 +175,17 @@ impl Event {
         recorded.map_err(|error| refusal("cuEventRecord", error))
     }
 
+    /// The same for the default stream, where libtorch works.
+    ///
+    /// # Errors
+    /// CUDA's.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn record_default(&self, _: &Context) -> Result<(), GpuError> {
+        // SAFETY: a live event of this thread's context, whose default stream is always there.
+        let recorded = unsafe { result::event::record(self.0, result::stream::null()) };
+        recorded.map_err(|error| refusal("cuEventRecord", error))
+    }
+
     /// Whether it has passed. Does not wait.
     ///
     /// # Errors
@@ -190,17 +222,34 @@ impl Memory {
         n_bytes.next_multiple_of(BLOCK_BYTES)
     }
 
+    /// At least `n_bytes`, for this process alone.
+    ///
+    /// # Errors
+    /// No memory left.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn new(_: &Context, n_bytes: usize) -> Result<Self, GpuError> {
+        let n_bytes = Self::rounded(n_bytes);
+        // SAFETY: nothing is read of it that was not written: slots are copied whole.
+        let address = unsafe { result::malloc_sync(n_bytes) };
+        let address = address.map_err(|error| refusal("cuMemAlloc", error))?;
+        Ok(Self { address, n_bytes, _thread: PhantomData })
+    }
+
+    /// Of its first byte.
+    pub(super) fn address(&self) -> usize {
+        usize::try_from(self.address).expect("addresses have 64 bits")
+    }
+
     /// At least `n_bytes`, and what another process opens them by.
     ///
     /// # Errors
     /// No memory left, or no sharing between processes.
     #[allow(unsafe_code, reason = "see the module's Justification")]
-    pub(super) fn exported(_: &Context, n_bytes: usize) -> Result<(Self, IpcHandle), GpuError> {
-        let n_bytes = Self::rounded(n_bytes);
-        // SAFETY: the memory is written before it is read: by `copy_from` alone, whole slots.
-        let address = unsafe { result::malloc_sync(n_bytes) };
-        let address = address.map_err(|error| refusal("cuMemAlloc", error))?;
-        let memory = Self { address, n_bytes, _thread: PhantomData };
+    pub(super) fn exported(
+        context: &Context,
+        n_bytes: usize,
+    ) -> Result<(Self, IpcHandle), GpuError> {
+        let memory = Self::new(context, n_bytes)?;
         let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
         // SAFETY: a place for the handle, and the address that cuMemAlloc gave.
         let result = unsafe { sys::cuIpcGetMemHandle(&raw mut handle, memory.address) };

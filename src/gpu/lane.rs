@@ -19,7 +19,10 @@ use tracing::{debug, info, warn};
 use crate::limits::GPU_COMMANDS_MAX;
 
 use super::driver::{Context, Event, Locked, Memory, Stream};
-use super::{Exported, GpuError, GpuNews, HostSlab, Importer, Uuid, uuid_text};
+use super::{
+    Exported, Finish, FinishPlace, FinishedLayout, GpuError, GpuNews, HostSlab, Importer, Uuid,
+    Where, uuid_text,
+};
 
 /// How often the GPU is asked while something is under way: short against a training's step.
 const GPU_LOOK: Duration = Duration::from_micros(100);
@@ -39,6 +42,7 @@ pub(super) enum Command {
     Upload {
         slab: u64,
         slot: u32,
+        finish: Option<Finish>,
     },
     Reclaim {
         slab: u64,
@@ -118,11 +122,20 @@ struct Held {
     /// Recorded here, one per slot.
     copied: Vec<Event>,
     memory: Memory,
+    /// What batches are finished from, if that is done here, and whose memory it is.
+    staging: Option<(Memory, Where)>,
     n_bytes: u64,
     _locked: Option<Locked>,
     host: HostSlab,
     importer: Importer,
     is_closed: bool,
+}
+
+/// A slot on its way.
+struct Upload {
+    pending: Pending,
+    /// What is to be done when it is there.
+    finish: Option<Finish>,
 }
 
 /// A copy on its way, or a slot that the consumer's GPU work may still read.
@@ -137,9 +150,11 @@ struct Lane {
     uuid: Uuid,
     memory_bytes: u64,
     outbox: Outbox,
-    uploads: VecDeque<Pending>,
+    uploads: VecDeque<Upload>,
     reclaims: Vec<Pending>,
     broken: Option<GpuError>,
+    /// Why no more batches are finished here.
+    no_finish: Option<String>,
     held: HashMap<u64, Held>,
     stream: Stream,
     context: Context,
@@ -157,6 +172,7 @@ impl Lane {
             uploads: VecDeque::new(),
             reclaims: Vec::new(),
             broken: None,
+            no_finish: None,
             held: HashMap::new(),
             stream,
             context,
@@ -207,7 +223,9 @@ impl Lane {
                     self.held.remove(&slab);
                 }
             }
-            Command::Upload { slab, slot } => self.upload(Pending { slab, slot }),
+            Command::Upload { slab, slot, finish } => {
+                self.upload(Upload { pending: Pending { slab, slot }, finish });
+            }
             Command::Reclaim { slab, slot } => self.reclaims.push(Pending { slab, slot }),
             Command::Close { slab } => {
                 if let Some(held) = self.held.get_mut(&slab) {
@@ -227,16 +245,23 @@ impl Lane {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
+        if let Some(reason) = self.no_finish.as_ref().filter(|_| host.finished.is_some()) {
+            return Err(GpuError::NoFinish(reason.clone()));
+        }
         let n_slots = host.n_slots as usize;
         let n_host_bytes = n_slots * host.slot_bytes;
-        let n_bytes = Memory::rounded(n_host_bytes) as u64;
-        let used_bytes: u64 = self.held.values().map(|held| held.n_bytes).sum();
-        if used_bytes + n_bytes > self.memory_bytes {
-            let mib = |bytes: u64| bytes >> 20;
-            let (cap_mib, used_mib) = (mib(self.memory_bytes), mib(used_bytes));
-            return Err(GpuError::Cap { cap_mib, used_mib, wanted_mib: mib(n_bytes) });
+        let n_finished_bytes = host.finished.map(|finished| n_slots * finished.slot_bytes);
+        let n_memory_bytes = n_finished_bytes.unwrap_or(n_host_bytes);
+        let n_staged_bytes = n_finished_bytes.map_or(0, |_| Memory::rounded(n_host_bytes));
+        let n_bytes = (Memory::rounded(n_memory_bytes) + n_staged_bytes) as u64;
+        self.check_share(n_bytes)?;
+        let (memory, handle) = Memory::exported(&self.context, n_memory_bytes)?;
+        let mut staging = None;
+        if host.finished.is_some() {
+            let staged = Memory::new(&self.context, n_host_bytes)?;
+            let place = self.context.place_of(&staged)?;
+            staging = Some((staged, place));
         }
-        let (memory, handle) = Memory::exported(&self.context, n_host_bytes)?;
         let (mut used, mut copied, mut events) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..n_slots {
             let (event, handle) = Event::exported(&self.context)?;
@@ -255,6 +280,7 @@ impl Lane {
             used,
             copied,
             memory,
+            staging,
             n_bytes,
             _locked: locked.ok(),
             host,
@@ -265,21 +291,47 @@ impl Lane {
         Ok(Exported { memory: handle, events })
     }
 
-    fn upload(&mut self, pending: Pending) {
-        let Pending { slab, slot } = pending;
+    fn check_share(&self, n_bytes: u64) -> Result<(), GpuError> {
+        let used_bytes: u64 = self.held.values().map(|held| held.n_bytes).sum();
+        if used_bytes + n_bytes <= self.memory_bytes {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes >> 20;
+        let (cap_mib, used_mib) = (mib(self.memory_bytes), mib(used_bytes));
+        Err(GpuError::Cap { cap_mib, used_mib, wanted_mib: mib(n_bytes) })
+    }
+
+    fn upload(&mut self, upload: Upload) {
+        let Pending { slab, slot } = upload.pending;
         let begun = match (&self.broken, self.held.get(&slab)) {
             (Some(broken), _) => Err(broken.clone()),
             (None, Some(held)) => copy(held, slot as usize, &self.stream),
             (None, None) => return,
         };
         match begun {
-            Ok(()) => self.uploads.push_back(pending),
+            Ok(()) => self.uploads.push_back(upload),
             Err(error) => {
                 self.breaks(error.clone());
-                let problem = Some(error.to_string());
-                self.outbox.push(GpuNews::Uploaded { slab, slot, problem });
+                self.uploaded(upload.pending, Some(error.to_string()));
             }
         }
+    }
+
+    fn uploaded(&mut self, Pending { slab, slot }: Pending, problem: Option<String>) {
+        self.outbox.push(GpuNews::Uploaded { slab, slot, problem });
+    }
+
+    /// Queues what makes a batch of an uploaded slot.
+    fn finish(&mut self, pending: Pending, finish: Finish) -> Result<(), String> {
+        let Some(held) = self.held.get(&pending.slab) else { return Ok(()) };
+        let slot = pending.slot as usize;
+        let Some((finished, (staging, at))) = held.host.finished.zip(held.staging.as_ref()) else {
+            return Err("the slab was not opened for it".to_owned());
+        };
+        let source = staging.address() + slot * held.host.slot_bytes;
+        let target = held.memory.address() + slot * finished.slot_bytes;
+        finish(FinishPlace { at: *at, source, target })?;
+        held.copied[slot].record_default(&self.context).map_err(|error| error.to_string())
     }
 
     fn breaks(&mut self, error: GpuError) {
@@ -291,15 +343,31 @@ impl Lane {
 
     /// Tells of what has passed since the last look.
     fn look_at_gpu(&mut self) {
-        while let Some(&pending) = self.uploads.front() {
-            let problem = match self.has_passed(pending, |held| &held.copied) {
-                Ok(false) => break,
-                Ok(true) => None,
-                Err(error) => Some(error.to_string()),
+        let mut is_finishing = false;
+        while let Some(Upload { pending, .. }) = self.uploads.front() {
+            let pending = *pending;
+            let has_passed = self.has_passed(pending, |held| &held.copied);
+            if has_passed == Ok(false) || is_finishing {
+                break;
+            }
+            let finish = self.uploads.pop_front().and_then(|upload| upload.finish);
+            let problem = match (has_passed, finish) {
+                (Err(error), _) => Some(error.to_string()),
+                (Ok(_), None) => None,
+                (Ok(_), Some(finish)) => match self.finish(pending, finish) {
+                    Ok(()) => {
+                        // In order, and its event is recorded anew: it is the first one still.
+                        self.uploads.push_front(Upload { pending, finish: None });
+                        is_finishing = true;
+                        continue;
+                    }
+                    Err(problem) => {
+                        self.no_finish.get_or_insert_with(|| problem.clone());
+                        Some(problem)
+                    }
+                },
             };
-            self.uploads.pop_front();
-            let Pending { slab, slot } = pending;
-            self.outbox.push(GpuNews::Uploaded { slab, slot, problem });
+            self.uploaded(pending, problem);
         }
         for pending in std::mem::take(&mut self.reclaims) {
             // What cannot be asked any more is not read any more either.
@@ -326,7 +394,7 @@ impl Lane {
     fn free_closed(&mut self) {
         let uploads = &self.uploads;
         self.held.retain(|slab, held| {
-            let is_read = uploads.iter().any(|upload| upload.slab == *slab);
+            let is_read = uploads.iter().any(|upload| upload.pending.slab == *slab);
             is_read || !held.is_closed || !has_let_go(&held.importer)
         });
         // Its consumer is dead, or has closed it: there is nothing to wait for.
@@ -337,14 +405,26 @@ impl Lane {
 
 fn copy(held: &Held, slot: usize, stream: &Stream) -> Result<(), GpuError> {
     let HostSlab { address, slot_bytes, .. } = held.host;
-    let offset = slot * slot_bytes;
-    let source = std::ptr::with_exposed_provenance::<u8>(address + offset);
-    #[allow(unsafe_code, reason = "the session promises that the slot is left alone")]
-    // SAFETY: the slot lies in the slab, which `host.keep_alive` keeps mapped as long as `held`
-    // lives, and `held` outlives its copies (`free_closed`). Nobody writes to the slot before the
-    // news that it is copied: the session keeps it from its workers (`GpuSlab::upload`).
-    unsafe {
-        held.memory.copy_from(offset, source, slot_bytes, stream)?;
+    let begin = slot * slot_bytes;
+    let queue = |memory: &Memory, to: usize, from: usize, n_bytes: usize| {
+        let source = std::ptr::with_exposed_provenance::<u8>(address + begin + from);
+        #[allow(unsafe_code, reason = "the session promises that the slot is left alone")]
+        // SAFETY: the bytes lie in the slot, and it in the slab, which `host.keep_alive` keeps
+        // mapped as long as `held` lives, and `held` outlives its copies (`free_closed`). Nobody
+        // writes to the slot before the news that it is copied: the session keeps it from its
+        // workers (`GpuSlab::upload`).
+        unsafe {
+            memory.copy_from(to, source, n_bytes, stream)
+        }
+    };
+    match (&held.staging, held.host.finished) {
+        (Some((staging, _)), Some(finished)) => {
+            let FinishedLayout { slot_bytes: n_finished, labels_from, labels_to, labels_bytes } =
+                finished;
+            queue(staging, begin, 0, slot_bytes)?;
+            queue(&held.memory, slot * n_finished + labels_to, labels_from, labels_bytes)?;
+        }
+        _ => queue(&held.memory, begin, 0, slot_bytes)?,
     }
     held.copied[slot].record(stream)
 }

@@ -48,7 +48,46 @@ pub struct HostSlab {
     pub n_slots: u32,
     /// Keeps the memory mapped.
     pub keep_alive: Arc<dyn Any + Send + Sync>,
+    /// What the slots become on the GPU, if they do not stay what they are.
+    pub finished: Option<FinishedLayout>,
 }
+
+/// Slots whose batches are finished on the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FinishedLayout {
+    /// From one of them to the next.
+    pub slot_bytes: usize,
+    /// Where labels start in a slot of the host.
+    pub labels_from: usize,
+    /// Where they start in a finished one.
+    pub labels_to: usize,
+    /// Their length.
+    pub labels_bytes: usize,
+}
+
+/// Whose memory a GPU's is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// That of the GPU with this number.
+    Gpu(usize),
+    /// The host's: the GPU is played.
+    Host,
+}
+
+/// Where a batch is to be finished: its bytes as they are in the slab, and what they are to become.
+/// Nobody else touches either before the end of the work that is queued.
+#[derive(Clone, Copy, Debug)]
+pub struct FinishPlace {
+    /// What the addresses belong to.
+    pub at: Where,
+    /// Address of the slot as it was uploaded.
+    pub source: usize,
+    /// Address of the finished slot.
+    pub target: usize,
+}
+
+/// Queues, on the default stream, the work that finishes a batch.
+pub type Finish = Box<dyn FnOnce(FinishPlace) -> Result<(), String> + Send>;
 
 /// Tells when the importing process has no use for the memory any more.
 pub struct Importer {
@@ -121,6 +160,9 @@ pub enum GpuError {
         /// Its error.
         problem: String,
     },
+    /// Batches could not be finished there before.
+    #[error("batches cannot be augmented on this GPU: {0}")]
+    NoFinish(String),
     /// The thread has not answered.
     #[error("the GPU's driver does not answer")]
     Silent,
@@ -139,9 +181,10 @@ impl GpuSlab {
         &self.exported
     }
 
-    /// Begins to copy a slot, which must not change until the news of it.
-    pub fn upload(&self, slot: u32) {
-        self.tell(lane::Command::Upload { slab: self.id, slot });
+    /// Begins to copy a slot, which must not change until the news of it. `finish` makes the batch
+    /// of it there, if the slab was opened for that.
+    pub fn upload(&self, slot: u32, finish: Option<Finish>) {
+        self.tell(lane::Command::Upload { slab: self.id, slot, finish });
     }
 
     /// Asks for the news that the consumer's work on a slot is over.

@@ -11,6 +11,7 @@ mod distort;
 pub mod gaps;
 pub mod load;
 mod mix;
+pub mod on_device;
 pub mod order;
 mod place;
 pub mod plan;
@@ -21,5 +22,7 @@ pub mod sample;
 pub mod shared;
 #[cfg(feature = "torch")]
 pub mod tensor_batch;
+#[cfg(feature = "torch")]
+pub mod tensor_finish;
 pub mod workers;
 mod write;

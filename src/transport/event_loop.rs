@@ -424,7 +424,7 @@ impl EventLoop {
             return Err(Refusal::new(ErrorCode::Exhausted, message).with_hint("close some"));
         }
         check_request(&hello.request)?;
-        let stream = self.provider.open(&hello.request)?;
+        let stream = self.provider.open(&hello.request, false)?;
         let peer = Peer { client: hello.client, pid: None, uid: None };
         let session = Session::open(hello.request, stream, peer)?;
         info!(

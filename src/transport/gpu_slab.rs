@@ -8,10 +8,17 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::gpu::{Gpus, Importer};
+use crate::gpu::{FinishedLayout, Gpus, Importer};
+use crate::pipeline::render::SlotLayout;
 
 use super::session::Session;
-use super::wire::{ErrorCode, Refusal};
+use super::wire::{ErrorCode, GroupMode, Refusal, StreamRequest};
+
+/// Whether a request may have a slab on a GPU at all.
+pub(super) fn is_wanted(request: &StreamRequest) -> bool {
+    // Members of a group share what is made once, in memory of the host.
+    request.gpu.is_some() && (request.mode != GroupMode::Broadcast || request.group.is_empty())
+}
 
 /// Gives the session's slab an image on the GPU that it asks for, or notes why there is none. Gives
 /// the end of the pipe by which the client, of process `pid`, says that it has closed it.
@@ -24,7 +31,7 @@ pub(super) fn open(
     pid: Pid,
 ) -> Result<Option<OwnedFd>, Refusal> {
     let Some(uuid) = session.request.gpu else { return Ok(None) };
-    if session.window.is_some() {
+    if !is_wanted(&session.request) {
         session.gpu_refused = "the members of a broadcast group share memory of the host".into();
         return Ok(None);
     }
@@ -36,9 +43,20 @@ pub(super) fn open(
     // Fails if the process has gone already; then the pipe has hung up, too.
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
     let importer = Importer { closed, process };
-    match gpus.open(uuid, session.id, session.slab.for_gpu(), importer) {
+    let layout = finished_layout(session);
+    let finished = layout.map(|layout| {
+        let host = session.slab.layout();
+        FinishedLayout {
+            slot_bytes: layout.slot_bytes,
+            labels_from: host.labels_offset,
+            labels_to: layout.labels_offset,
+            labels_bytes: host.indices_offset - host.labels_offset,
+        }
+    });
+    match gpus.open(uuid, session.id, session.slab.for_gpu(finished), importer) {
         Ok(slab) => {
             session.gpu = Some(slab);
+            session.gpu_layout = layout;
             Ok(Some(pipe))
         }
         Err(error) => {
@@ -46,6 +64,14 @@ pub(super) fn open(
             Ok(None)
         }
     }
+}
+
+/// The layout of slots that are finished on the GPU: as many samples as in the slab's.
+fn finished_layout(session: &Session) -> Option<SlotLayout> {
+    let finish = session.stream.finish.as_ref()?;
+    let n_samples = session.stream.spec.split.info().n_samples;
+    let batch_size = u64::from(session.request.batch_size).min(n_samples);
+    SlotLayout::new(finish.shape(), usize::try_from(batch_size).ok()?)
 }
 
 /// What a client is told whose GPU fails: when it asks again, its batches go another way.

@@ -34,7 +34,8 @@ use super::waker::Waker;
 use super::welcome::welcome;
 use super::windows::Windows;
 use super::wire::{
-    self, ClientHello, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, WireError,
+    self, ClientHello, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello,
+    StreamRequest, WireError,
 };
 
 /// A connection that says nothing for this long is closed.
@@ -207,16 +208,13 @@ impl HelloThread {
         }
         let hello: ClientHello = wire::decode(&buffer[..n_bytes]).map_err(refusal_of)?;
         check_request(&hello.request)?;
-        let stream = self.provider.open(&hello.request)?;
         let own_pid = peer.pid;
         let peer = Peer {
             client: hello.client,
             pid: Some(pid_number(peer.pid)),
             uid: Some(peer.uid.as_raw()),
         };
-        let mut session = Session::open(hello.request, stream, peer)?;
-        session.window = self.windows.borrow_mut().window_of(&session);
-        let pipe = gpu_slab::open(&self.gpus, &mut session, own_pid)?;
+        let (session, pipe) = self.session_of(&hello.request, &peer, own_pid)?;
         let (session_id, slab) = (session.id, Arc::clone(&session.slab));
         let window = session.window.clone();
         let reply = HelloReply::Welcome(welcome(&session, &self.data_endpoint));
@@ -230,6 +228,7 @@ impl HelloThread {
             rank = session.request.rank,
             world_size = session.request.world_size,
             is_on_gpu = session.gpu.is_some(),
+            augments_on_gpu = session.gpu_layout.is_some(),
             "client subscribed"
         );
         let fds: Vec<BorrowedFd<'_>> = std::iter::once((*slab).as_fd())
@@ -245,6 +244,29 @@ impl HelloThread {
             let _ = self.server.send(ServerEvent::HungUp { session: session_id });
         }
         Ok(Some(session_id))
+    }
+
+    /// Opens a session, with a slab on the GPU that is asked for, if that can be, and the end of
+    /// the pipe for it. Where batches cannot be finished there, they are finished here.
+    fn session_of(
+        &self,
+        request: &StreamRequest,
+        peer: &Peer,
+        pid: Pid,
+    ) -> Result<(Session, Option<OwnedFd>), Refusal> {
+        let open = |has_gpu| {
+            let stream = self.provider.open(request, has_gpu)?;
+            let mut session = Session::open(request.clone(), stream, peer.clone())?;
+            session.window = self.windows.borrow_mut().window_of(&session);
+            let pipe = gpu_slab::open(&self.gpus, &mut session, pid)?;
+            Ok::<_, Refusal>((session, pipe))
+        };
+        let (session, pipe) = open(gpu_slab::is_wanted(request))?;
+        if pipe.is_some() || session.stream.finish.is_none() {
+            return Ok((session, pipe));
+        }
+        warn!(reason = session.gpu_refused, "batches are augmented by the processors");
+        open(false)
     }
 
     fn report_gone(&self, connection: &Connection) {

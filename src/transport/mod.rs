@@ -18,6 +18,7 @@ mod live;
 mod request;
 mod session;
 mod slab;
+mod slot;
 mod waker;
 mod welcome;
 mod window;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::augment::PreparedPolicy;
+use crate::pipeline::on_device::FinishOnDevice;
+use crate::pipeline::render::OutputShape;
 use crate::pipeline::workers::StreamSpec;
 
 use super::wire::{ErrorCode, Refusal, StreamRequest};
@@ -18,6 +20,16 @@ pub struct OpenedStream {
     pub total_epochs: u64,
     /// The effective recipe as JSON, for the client.
     pub recipe_json: String,
+    /// What finishes batches on the consumer's device; then `spec` makes their first half alone.
+    pub finish: Option<Arc<dyn FinishOnDevice>>,
+}
+
+impl OpenedStream {
+    /// Of the batches that the consumer gets.
+    pub fn shape(&self) -> &OutputShape {
+        let own = || self.spec.recipe.shape();
+        self.finish.as_deref().map_or_else(own, FinishOnDevice::shape)
+    }
 }
 
 /// The policy of one epoch of one run.
@@ -46,11 +58,12 @@ pub struct Run<'a> {
 
 /// Finds datasets and policies for the stream server.
 pub trait StreamProvider: Send + Sync {
-    /// Finds the dataset and compiles the recipe.
+    /// Finds the dataset and compiles the recipe. `has_gpu`: batches may be finished on the
+    /// consumer's GPU.
     ///
     /// # Errors
     /// A refusal that the client shows to its user.
-    fn open(&self, request: &StreamRequest) -> Result<OpenedStream, Refusal>;
+    fn open(&self, request: &StreamRequest, has_gpu: bool) -> Result<OpenedStream, Refusal>;
 
     /// The policy of `epoch` in `run`: the one pinned before, or `resumed` (what the client says
     /// the epoch began with), or what the recipe's reference means now.

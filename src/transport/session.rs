@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::gpu::GpuSlab;
+use crate::gpu::{Finish, GpuSlab};
 use crate::pipeline::order::EpochOrder;
 use crate::pipeline::plan::{EpochPlan, StepPlan};
 use crate::pipeline::render::SlotLayout;
@@ -17,6 +17,7 @@ use crate::pipeline::workers::{BatchJob, JobTag};
 use super::provider::{EpochPolicy, OpenedStream};
 use super::request::{fill_random, n_slots, too_large};
 use super::slab::Slab;
+use super::slot::{Slot, SlotState};
 use super::window::{BatchKey, Place, Window, WindowMemory};
 use super::wire::{
     BatchDescriptor, EpochEnd, ErrorCode, GroupMode, Refusal, SlotLease, Start, StreamRequest,
@@ -31,37 +32,6 @@ pub(super) struct Peer {
     pub(super) pid: Option<i32>,
     /// User, if it is local.
     pub(super) uid: Option<u32>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SlotState {
-    Free,
-    /// A job writes to it.
-    Filling,
-    /// Filled, not announced yet.
-    Ready,
-    /// The consumer reads it.
-    Leased,
-    /// The consumer has released it; its work on the GPU may still read it there.
-    Returning,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    state: SlotState,
-    /// Counts the slot's lives; rises when it is filled anew.
-    generation: u32,
-    /// Its batch is in this slot of the group's window.
-    window: Option<u32>,
-    /// Samples that the last job wrote to it.
-    n_filled: u32,
-    /// The job whose result is on its way to the GPU.
-    uploading: Option<JobTag>,
-}
-
-impl Slot {
-    const FREE: Self =
-        Self { state: SlotState::Free, generation: 0, window: None, n_filled: 0, uploading: None };
 }
 
 /// An epoch under way.
@@ -113,6 +83,8 @@ pub(super) struct Session {
     pub(super) slab: Arc<Slab>,
     /// Where the slab's bytes go, too.
     pub(super) gpu: Option<GpuSlab>,
+    /// Where the parts of its slots lie there, if not as in the slab.
+    pub(super) gpu_layout: Option<SlotLayout>,
     /// Why they do not, if they were to.
     pub(super) gpu_refused: String,
     /// What it reads together with the other members of its group.
@@ -185,6 +157,7 @@ impl Session {
             stream,
             slab: Arc::new(slab),
             gpu: None,
+            gpu_layout: None,
             gpu_refused: String::new(),
             window: None,
             returned: Vec::new(),
@@ -300,8 +273,14 @@ impl Session {
     /// Sends a job's result on to the GPU; `false`: it belongs there not.
     pub(super) fn upload(&mut self, tag: JobTag) -> bool {
         let Some(gpu) = &self.gpu else { return false };
-        self.slots[tag.slot as usize].uploading = Some(tag);
-        gpu.upload(tag.slot);
+        let slot = &mut self.slots[tag.slot as usize];
+        slot.uploading = Some(tag);
+        let rest = self.stream.finish.clone().zip(slot.rest.take());
+        let finish = rest.map(|(finish, (epoch, policy))| -> Finish {
+            let samples = self.slab.indices_of(tag.slot, slot.n_filled as usize);
+            Box::new(move |place| finish.finish(&policy, epoch, &samples, place))
+        });
+        gpu.upload(tag.slot, finish);
         true
     }
 
@@ -348,7 +327,7 @@ impl Session {
             let step_plan = run.plan.step(run.next_deliver);
             let slot = &mut self.slots[slot_idx as usize];
             slot.state = SlotState::Leased;
-            let descriptor = describe(run, step_plan, self.seek, slot_idx, *slot);
+            let descriptor = describe(run, step_plan, self.seek, slot_idx, slot);
             self.batches_shared += u64::from(slot.window.is_some());
             run.next_deliver += 1;
             self.batches_sent += 1;
@@ -407,12 +386,17 @@ impl Session {
             }
         }
         slot.n_filled = n_samples;
+        let mut policy = Arc::clone(&run.policy.prepared);
+        if self.stream.finish.is_some() {
+            let whole = std::mem::take(&mut policy);
+            slot.rest = Some((run.epoch, whole));
+        }
         let job = BatchJob {
             spec: Arc::clone(&self.stream.spec),
             order: Arc::clone(&run.order),
             epoch: run.epoch,
             first_position,
-            policy: Arc::clone(&run.policy.prepared),
+            policy,
             tag,
         };
         Dispatch::Job(job, n_samples as usize)
@@ -464,7 +448,7 @@ fn describe(
     plan: StepPlan,
     seek: u32,
     slot_idx: u32,
-    slot: Slot,
+    slot: &Slot,
 ) -> BatchDescriptor {
     BatchDescriptor {
         seek,

@@ -75,6 +75,7 @@ pub(super) fn session(
         policy_reference: "none".to_owned(),
         total_epochs: 0,
         recipe_json: "{}".to_owned(),
+        finish: None,
     };
     let request = StreamRequest {
         dataset: "dots".to_owned(),

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::gpu::HostSlab;
+use crate::gpu::{FinishedLayout, HostSlab};
 use crate::pipeline::render::{OutputShape, SlotLayout};
 use crate::pipeline::workers::BatchOutput;
 
@@ -142,14 +142,33 @@ impl Slab {
         }
     }
 
-    /// The memory, for a GPU that is to copy slots of it.
-    pub(super) fn for_gpu(self: &Arc<Self>) -> HostSlab {
+    /// The memory, for a GPU that is to copy slots of it, and to finish them there.
+    pub(super) fn for_gpu(self: &Arc<Self>, finished: Option<FinishedLayout>) -> HostSlab {
         HostSlab {
             address: self.map.as_mut_ptr().expose_provenance(),
             slot_bytes: self.layout.slot_bytes,
             n_slots: self.n_slots(),
             keep_alive: Arc::clone(self) as _,
+            finished,
         }
+    }
+
+    /// The indices of the first `n_samples` samples of a slot that is filled.
+    ///
+    /// # Panics
+    /// If the slot is lent, or has no room for so many.
+    #[allow(unsafe_code, reason = "see the module's justification")]
+    pub(super) fn indices_of(&self, slot: u32, n_samples: usize) -> Vec<i64> {
+        let slot = slot as usize;
+        assert!(!self.lent[slot].load(Ordering::Acquire), "slot {slot} is being written");
+        let begin = slot * self.layout.slot_bytes + self.layout.indices_offset;
+        let n_bytes = n_samples * size_of::<i64>();
+        assert!(begin + n_bytes <= self.map.len(), "slot {slot} is outside the map");
+        // SAFETY: the range is inside the map (assertion), and no thread of this process writes to
+        // it: the slot isn't lent, and only the caller (the one server thread) could lend it. What
+        // the consumer may write there meanwhile is bytes, of which any are an index.
+        let bytes = unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(begin), n_bytes) };
+        bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_ne_bytes(*bytes)).collect()
     }
 
     /// A copy of a whole slot, for consumers without shared memory.

@@ -8,7 +8,7 @@ use super::wire::{GpuMemory, Welcome, WireDtype, WireLabels, WireLayout};
 
 /// The welcome to a session's client, which connects its DEALER socket to `endpoint`.
 pub(super) fn welcome(session: &Session, endpoint: &str) -> Welcome {
-    let shape = *session.stream.spec.recipe.shape();
+    let shape = *session.stream.shape();
     let info = session.stream.spec.split.info();
     let layout = session.slab.layout();
     let small = |value: usize| u32::try_from(value).expect("sides are at most IMAGE_SIDE_MAX");
@@ -45,7 +45,13 @@ pub(super) fn welcome(session: &Session, endpoint: &str) -> Welcome {
         n_window_slots: session.window.as_ref().map_or(0, |window| window.slab.n_slots()),
         gpu: session.gpu.as_ref().map(|gpu| {
             let exported = gpu.exported();
-            Box::new(GpuMemory { memory: exported.memory, events: exported.events.clone() })
+            let layout = session.gpu_layout.as_ref().unwrap_or(layout);
+            Box::new(GpuMemory {
+                memory: exported.memory,
+                events: exported.events.clone(),
+                slot_bytes: layout.slot_bytes as u64,
+                labels_offset: layout.labels_offset as u64,
+            })
         }),
         gpu_refused: session.gpu_refused.clone(),
     }

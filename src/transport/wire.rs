@@ -214,13 +214,18 @@ pub struct Welcome {
     pub gpu_refused: String,
 }
 
-/// Memory on a GPU, `n_slots * slot_bytes` long, with the slots of the slab.
+/// Memory on a GPU, with as many slots as the slab. They hold pixels and labels; indices are in the
+/// slab, and what else lies there means nothing where the two layouts differ.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct GpuMemory {
     /// For `cuIpcOpenMemHandle`.
     pub memory: [u8; 64],
     /// One per slot, for `cuIpcOpenEventHandle`.
     pub events: Vec<[u8; 64]>,
+    /// Bytes from one slot to the next there.
+    pub slot_bytes: u64,
+    /// Where labels start within a slot there.
+    pub labels_offset: u64,
 }
 
 /// Kinds of refusal and failure, for exception classes. Append-only.

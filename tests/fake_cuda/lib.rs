@@ -318,6 +318,18 @@ pub extern "C" fn cuMemAlloc_v2(address: *mut u64, n_bytes: usize) -> Result {
     SUCCESS
 }
 
+/// Of attributes the kind of memory alone: it is the host's, in truth.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuPointerGetAttribute(data: *mut c_uint, attribute: c_int, _: u64) -> Result {
+    const MEMORY_TYPE: c_int = 2;
+    const HOST: c_uint = 1;
+    if attribute != MEMORY_TYPE {
+        return INVALID_VALUE;
+    }
+    put(data, HOST);
+    SUCCESS
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFree_v2(address: u64) -> Result {
     needs_context!();

@@ -93,10 +93,13 @@ class GpuHost:
         self.folder.mkdir()
         self.daemon = Daemon()
 
-    def start(self, *, memory_mib: int = 64) -> None:
+    def start(self, *, memory_mib: int = 64, augment_on: str = "cpu") -> None:
         with self.daemon.config.open("a") as config:
-            config.write(f"\n[gpu]\nmemory_mib = {memory_mib}\n")
+            config.write(f'\n[gpu]\nmemory_mib = {memory_mib}\naugment_on = "{augment_on}"\n')
         self.daemon.start()
+
+    def says(self, words: str) -> bool:
+        return words in self.daemon.log.read_text()
 
     def fails(self, function: str, error: int | None) -> None:
         path = self.folder / f"fail-{function}"
@@ -142,6 +145,16 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuHost]:
 @pytest.fixture
 def host(bare: GpuHost, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
     bare.start()
+    monkeypatch.setenv("FAKE_CUDA_DELAY_US", str(CLIENT_DELAY_US))
+    return bare
+
+
+@pytest.fixture
+def augmenting(bare: GpuHost, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
+    """A host whose daemon augments on the GPU."""
+    bare.start(augment_on="gpu")
+    if bare.says("without the feature torch"):
+        pytest.skip("the daemon has no libtorch")
     monkeypatch.setenv("FAKE_CUDA_DELAY_US", str(CLIENT_DELAY_US))
     return bare
 
@@ -194,6 +207,79 @@ def test_what_the_gpu_reads_late_is_what_the_host_reads(
     del loader
     gc.collect()
     wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize(
+    ("dataset", "options"),
+    [
+        ("toy", {"policy": "autoaugment-cifar10"}),
+        ("toy", {"policy": "trivial-wide", "dtype": "bf16", "layout": "nhwc"}),
+        ("toy", {"policy": "randaugment(2,9)", "dtype": "u8", "views": 2, "cutout": 8}),
+        (
+            "colour",
+            {
+                "policy": "autoaugment-cifar10",
+                "crop": {"kind": "pad", "size": 32, "pad": 4},
+                "hflip": True,
+                "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+                "erase": {"p": 0.5},
+                "normalize": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]},
+                "dtype": "f16",
+                "seed": 11,
+            },
+        ),
+    ],
+    ids=["gray", "nhwc", "views", "colour"],
+)
+def test_what_is_augmented_on_the_gpu_is_what_the_processors_make(
+    augmenting: GpuHost, dataset: str, options: dict[str, Any]
+) -> None:
+    with augmenting.daemon.loader(dataset, batch_size=BATCH, **options) as loader:
+        expected = [(images.clone(), labels.clone()) for _ in range(2) for images, labels in loader]
+    assert not augmenting.says("augments_on_gpu=true")
+    gpu = SharingGpu()
+    found = []
+    with augmenting.loader(gpu, dataset, **options) as loader:
+        for epoch in range(2):
+            for images, labels in loader:
+                found.append((gpu.read_late(images), gpu.read_late(labels)))
+                del images, labels
+            assert loader.epoch_digest == loader.expected_digest(epoch)
+    assert augmenting.says("augments_on_gpu=true")
+    gpu.wait()
+    assert same(found, expected)
+    del loader
+    gc.collect()
+    wait_until(augmenting.is_empty, "the daemon has freed the GPU's memory")
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_what_cannot_be_augmented_on_the_gpu_is_made_by_the_processors(
+    augmenting: GpuHost,
+) -> None:
+    options = {"mix": {"mixup": 0.2}}
+    expected = on_host(augmenting, **options)
+    with augmenting.loader(SharingGpu(), **options) as loader:
+        found = [(images.clone(), labels.clone()) for images, labels in loader]
+    assert same(found, expected)
+    assert augmenting.says("is_on_gpu=true")
+    assert not augmenting.says("augments_on_gpu=true")
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_without_room_for_both_the_processors_augment(bare: GpuHost) -> None:
+    # The slab takes 2 MiB of it, and what would be finished there 2 more.
+    bare.start(memory_mib=3, augment_on="gpu")
+    if bare.says("without the feature torch"):
+        pytest.skip("the daemon has no libtorch")
+    options = {"policy": "trivial-wide"}
+    expected = on_host(bare, **options)
+    with bare.loader(SharingGpu(), **options) as loader:
+        found = [(images.clone(), labels.clone()) for images, labels in loader]
+    assert same(found, expected)
+    assert bare.says("batches are augmented by the processors")
+    assert bare.says("is_on_gpu=true augments_on_gpu=false")
 
 
 @pytest.mark.usefixtures("no_warning")

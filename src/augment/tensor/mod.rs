@@ -13,6 +13,7 @@
 //! Owns nothing of policies and random words, chooses no device: it computes where its input lies.
 
 mod color;
+mod cuda;
 mod geometry;
 mod hue;
 mod table;
@@ -23,6 +24,7 @@ use crate::augment::{Action, CUTOUT_FILL_GRAY, CUTOUT_FILL_RGB, Step};
 use crate::image::draw::PixelBox;
 use crate::image::sources::Sources;
 
+pub use cuda::{CUDA_LIBRARY, load_cuda};
 pub use geometry::gather;
 pub use table::Finish;
 

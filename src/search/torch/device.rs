@@ -1,23 +1,19 @@
 //! Where fold models compute: on the processors, or on one GPU.
 //!
-//! Owns the loading of libtorch's CUDA part, which nothing links: the same binary runs on hosts
-//! that have none. Chooses no GPU among several: `CUDA_VISIBLE_DEVICES` does, and the first one of
-//! it is used.
+//! Chooses no GPU among several: `CUDA_VISIBLE_DEVICES` does, and the first one of it is used.
 //!
 //! On a GPU, a *unit* is what is queued between two waits for the device: one training step, or the
 //! judging of some images. A process that is stopped leaves at most that much behind.
 
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tch::{Cuda, Device};
 
 use super::{Precision, TorchError};
 use crate::search::gpu_clock;
+use crate::tensor::load_cuda;
 
-/// Found through the executable's RUNPATH, beside the libtorch that it links.
-const CUDA_LIBRARY: &str = "libtorch_cuda.so";
 /// What an NVIDIA driver shows: Linux, and Linux inside Windows.
 const DRIVER_FILES: [&str; 3] = ["/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"];
 
@@ -81,51 +77,6 @@ impl Processor {
     }
 }
 
-/// Loads the CUDA part once; it stays for the life of the process.
-fn load_cuda() -> Result<(), String> {
-    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
-    LOADED.get_or_init(open_cuda).clone()
-}
-
-fn open_cuda() -> Result<(), String> {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: the library's initialisers register CUDA's kernels with the libtorch that this
-    // process links and came with; the two are pinned to one version.
-    #[allow(unsafe_code, reason = "CUDA's part of libtorch must not be linked")]
-    let opened = unsafe { Library::open(Some(CUDA_LIBRARY), RTLD_NOW | RTLD_GLOBAL) };
-    let library = opened.map_err(|error| error.to_string())?;
-    compute_the_same_twice()?;
-    // Kernels are called until the process ends.
-    std::mem::forget(library);
-    Ok(())
-}
-
-/// `at::globalContext()`.
-type GlobalContext = unsafe extern "C" fn() -> *mut std::ffi::c_void;
-/// `at::Context::setDeterministicCuDNN(bool)`.
-type SetDeterministic = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
-
-/// Has cuDNN choose algorithms without races, always by the same rule. tch has no call for the
-/// first.
-fn compute_the_same_twice() -> Result<(), String> {
-    use libloading::os::unix::{Library, Symbol};
-    Cuda::cudnn_set_benchmark(false);
-    let this = Library::this();
-    // SAFETY: both are exported by the very libtorch that tch demands, with these signatures in the
-    // Itanium C++ ABI: a reference and `this` are pointers. The context lives as long as the
-    // process.
-    #[allow(unsafe_code, reason = "two functions of libtorch that tch does not wrap")]
-    unsafe {
-        let context: Symbol<GlobalContext> =
-            this.get(b"_ZN2at13globalContextEv\0").map_err(|error| error.to_string())?;
-        let set: Symbol<SetDeterministic> = this
-            .get(b"_ZN2at7Context21setDeterministicCuDNNEb\0")
-            .map_err(|error| error.to_string())?;
-        set(context(), true);
-    }
-    Ok(())
-}
-
 /// Runs a unit that waits for the device by reading its result, and counts its time if the device
 /// is a GPU. `is_warm`: not one of the first, which load kernels.
 pub(super) fn unit<T>(
@@ -146,6 +97,7 @@ pub(super) fn unit<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::CUDA_LIBRARY;
 
     /// Without a GPU, loading must still work where libtorch has a CUDA part, and say why not where
     /// it has none; with one, it is found.

@@ -87,6 +87,7 @@ class ArrayMaker:
         self._index_dtype = library.int64
         self._labels_offset = welcome.labels_offset
         self._indices_offset = welcome.indices_offset
+        self._gpu_labels_offset = 0 if welcome.gpu is None else welcome.gpu.labels_offset
 
     def arrays(self, root: Any, n_samples: int) -> Arrays:
         """Views of the samples in the first `n_samples` places of `root`; with 0, new empty arrays.
@@ -95,11 +96,7 @@ class ArrayMaker:
         `[n, channels, height, width]` or `[n, height, width, channels]`, labels int64 `[n]` or
         float32 `[n, len]`, indices int64 `[n]`.
         """
-        places = np.empty(0, np.int64)
-        if n_samples > 0:
-            places = np.frombuffer(root, np.int64, n_samples, self._indices_offset)
-            if places[-1] < 0:
-                n_samples = int(np.count_nonzero(places >= 0))
+        places, n_samples = self.places(root, n_samples)
         images = self._view(root, self._pixel_dtype, (n_samples, *self._image_shape), 0)
         labels = self._view(
             root, self._label_dtype, (n_samples, *self._label_shape), self._labels_offset
@@ -107,17 +104,31 @@ class ArrayMaker:
         indices = self._view(root, self._index_dtype, (n_samples,), self._indices_offset)
         return Arrays(images, labels, indices, places)
 
-    def from_bytes(self, slot: Any, n_samples: int) -> tuple[Any, Any]:
-        """Images and labels of the first `n_samples` places of a slot that is a tensor of bytes, on
-        whatever device."""
+    def places(self, root: Any, n_samples: int) -> tuple[npt.NDArray[np.int64], int]:
+        """Every sample that the first `n_samples` places stand for, and how many are there."""
+        if n_samples == 0:
+            return np.empty(0, np.int64), 0
+        places = np.frombuffer(root, np.int64, n_samples, self._indices_offset)
+        if places[-1] < 0:
+            n_samples = int(np.count_nonzero(places >= 0))
+        return places, n_samples
+
+    def on_gpu(self, root: Any, slot: Any, n_samples: int) -> Arrays:
+        """As `arrays`, of a slot on a GPU that is a tensor of bytes; `root` is the slab's slot.
+
+        `indices` are on the host, and a copy.
+        """
+        found, n_samples = self.places(root, n_samples)
+        places = found.copy()
 
         def view(dtype: Any, shape: tuple[int, ...], offset: int) -> Any:
             n_bytes = math.prod(shape) * dtype.itemsize
             return slot[offset : offset + n_bytes].view(dtype).reshape(shape)
 
         images = view(self._pixel_dtype, (n_samples, *self._image_shape), 0)
-        labels = view(self._label_dtype, (n_samples, *self._label_shape), self._labels_offset)
-        return images, labels
+        labels = view(self._label_dtype, (n_samples, *self._label_shape), self._gpu_labels_offset)
+        indices = self._torch.from_numpy(places[:n_samples].copy())
+        return Arrays(images, labels, indices, places)
 
     def _view(self, root: Any, dtype: Any, shape: tuple[int, ...], offset: int) -> Any:
         library = self._torch or np

@@ -280,7 +280,7 @@ class Connection:
             memory, slot = self._window, descriptor.window_slot - 1
         is_last = self._releases.n_alive >= self.welcome.n_slots - 1
         if self._gpu is not None:
-            gpu_root = self._gpu.root(slot, self.welcome.slot_bytes)
+            gpu_root = self._gpu.root(slot)
             end_of_use = functools.partial(self._gpu.record, slot, stream)
             self._releases.watch(gpu_root, lease, end_of_use)
             return Loan(self._slab.root(slot), is_last, gpu_root)
@@ -437,7 +437,7 @@ def _imported(welcome: _messages.Welcome, pipe: int, copier: Copier | None) -> I
     if copier is None or welcome.gpu is None:
         raise ProtocolError("the daemon sent memory of a GPU unasked")
     own_pipe = fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, 0)
-    return copier.imported(welcome.gpu.memory, welcome.gpu.events, own_pipe)
+    return copier.imported(welcome.gpu, own_pipe)
 
 
 def _discard(dealer: zmq.Socket[bytes] | None) -> None:

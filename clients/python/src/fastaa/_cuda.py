@@ -17,6 +17,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ._messages import GpuMemory
+
 _LIBRARY = "libcuda.so.1"
 _REGISTER_PORTABLE = 1
 """`CU_MEMHOSTREGISTER_PORTABLE`: page-locked for every CUDA context of the process."""
@@ -155,19 +157,20 @@ class ImportedSlab:
     the pipe, by which the daemon knows that it may free the memory.
     """
 
-    def __init__(self, driver: Driver, memory: bytes, events: Sequence[bytes], pipe: int) -> None:
+    def __init__(self, driver: Driver, memory: GpuMemory, pipe: int) -> None:
         """Takes over the file descriptor `pipe`, also if it raises `CudaError`."""
         self._pipe = pipe
         self._pid = os.getpid()
         self._driver = driver
         self._events: list[int] = []
         self._address = 0
-        self._address = driver.open_memory(memory)
-        self._events = driver.open_events(events)
+        self._slot_bytes = memory.slot_bytes
+        self._address = driver.open_memory(memory.memory)
+        self._events = driver.open_events(memory.events)
 
-    def root(self, slot: int, slot_bytes: int) -> SlotRoot:
+    def root(self, slot: int) -> SlotRoot:
         """What tensors of a slot are made of, and keep alive."""
-        return SlotRoot(self, slot, self._address + slot * slot_bytes, slot_bytes)
+        return SlotRoot(self, slot, self._address + slot * self._slot_bytes, self._slot_bytes)
 
     def record(self, slot: int, stream: int) -> None:
         """Marks the end of what `stream` does with a slot. In any thread, and never raises: a GPU

@@ -24,8 +24,9 @@ import warnings
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
-from ._arrays import ArrayMaker, Arrays
+from ._arrays import Arrays
 from ._cuda import CudaError, Driver, ImportedSlab, SlotRoot
+from ._messages import GpuMemory
 from ._slab import SlabMap
 from ._values import shown
 from .errors import (
@@ -156,7 +157,7 @@ class Copier:
         driver = self._gpu.driver
         return driver.uuid if driver is not None and self._asks_daemon else None
 
-    def imported(self, memory: bytes, events: tuple[bytes, ...], pipe: int) -> ImportedSlab:
+    def imported(self, memory: GpuMemory, pipe: int) -> ImportedSlab:
         """Opens a slab on the GPU, and makes sure that tensors of it are views. Takes over `pipe`.
 
         Raises `CudaError` if that does not work here.
@@ -164,9 +165,9 @@ class Copier:
         driver = self._gpu.driver
         if driver is None:
             raise AssertionError("a GPU without a driver asks for nothing")
-        slab = ImportedSlab(driver, memory, events, pipe)
+        slab = ImportedSlab(driver, memory, pipe)
         try:
-            self._gpu.flat(slab.root(0, 1))
+            self._gpu.flat(slab.root(0))
         except Exception as error:
             # PyTorch's own refusals are RuntimeErrors of many kinds.
             raise CudaError(str(error)) from None
@@ -186,11 +187,10 @@ class Copier:
         """The stream that is current now, as the driver knows it."""
         return self._gpu.stream()
 
-    def views(self, maker: ArrayMaker, arrays: Arrays, root: SlotRoot, *, copied: bool) -> Arrays:
-        """The batch in a slot on the GPU, or a copy of it. `indices` are a copy on the host."""
-        flat = self._gpu.flat(root)
-        images, labels = maker.from_bytes(flat.clone() if copied else flat, len(arrays.indices))
-        return Arrays(images, labels, arrays.indices.clone(), arrays.places.copy())
+    def flat(self, root: SlotRoot, *, copied: bool) -> Any:
+        """The bytes of a slot on the GPU as a tensor that keeps it, or a copy of them."""
+        tensor = self._gpu.flat(root)
+        return tensor.clone() if copied else tensor
 
     def attach(self, memory: tuple[SlabMap, int, int] | None, n_slots: int) -> None:
         """Reads from here on from a slab of `n_slots`: its map, address and length."""

@@ -88,10 +88,15 @@ class VectorLabels(NamedTuple):
 
 
 class GpuMemory(NamedTuple):
-    """Memory on a GPU, with the slots of the slab, and an event per slot: CUDA's handles."""
+    """Memory on a GPU, with as many slots as the slab, and an event per slot: CUDA's handles.
+
+    Pixels and labels are there, indices in the slab; its pixels and labels mean nothing.
+    """
 
     memory: bytes
     events: tuple[bytes, ...]
+    slot_bytes: int
+    labels_offset: int
 
 
 class Welcome(NamedTuple):

@@ -61,11 +61,20 @@ def samples_per_batch_max(welcome: _messages.Welcome) -> int:
 def check_slot_layout(welcome: _messages.Welcome) -> None:
     """Refuses a slot whose parts overlap or do not fit, before anything is read by it."""
     n_samples = samples_per_batch_max(welcome)
-    parts = (
-        ("pixels", 0, pixel_bytes(welcome, n_samples), welcome.labels_offset),
-        ("labels", welcome.labels_offset, label_bytes(welcome, n_samples), welcome.indices_offset),
-        ("indices", welcome.indices_offset, n_samples * 8, welcome.slot_bytes),
-    )
+    pixels, labels = pixel_bytes(welcome, n_samples), label_bytes(welcome, n_samples)
+    indices = ("indices", welcome.indices_offset, n_samples * 8, welcome.slot_bytes)
+    if welcome.gpu is None:
+        parts = (
+            ("pixels", 0, pixels, welcome.labels_offset),
+            ("labels", welcome.labels_offset, labels, welcome.indices_offset),
+            indices,
+        )
+    else:
+        parts = (
+            ("pixels", 0, pixels, welcome.gpu.labels_offset),
+            ("labels", welcome.gpu.labels_offset, labels, welcome.gpu.slot_bytes),
+            indices,
+        )
     for name, start, length, end in parts:
         if start + length > end:
             raise ProtocolError(

@@ -252,7 +252,7 @@ _LABELS = _union(
     (ClassLabels, _fields(ClassLabels, _U32)),
     (VectorLabels, _fields(VectorLabels, _U32)),
 )
-_GPU_MEMORY = _fields(GpuMemory, _IPC_HANDLE, _list(_IPC_HANDLE))
+_GPU_MEMORY = _fields(GpuMemory, _IPC_HANDLE, _list(_IPC_HANDLE), _U64, _U64)
 _WELCOME = _fields(
     Welcome,
     *(_U64, _ID, _STR, _U64, _U32, _U64, _U64, _U32, _U32, _U32, _U32),

@@ -360,11 +360,14 @@ class Loader:
                 AllSlotsHeldWarning,
                 stacklevel=7,
             )
-        arrays = self._maker.arrays(root, descriptor.n_samples)
         if self._copier is not None and on_gpu is not None:
-            arrays = self._copier.views(self._maker, arrays, on_gpu, copied=copied)
-        elif self._copier is not None:
-            arrays = self._copier.move(arrays)
+            slot = self._copier.flat(on_gpu, copied=copied)
+            arrays = self._maker.on_gpu(root, slot, descriptor.n_samples)
+            del slot
+        else:
+            arrays = self._maker.arrays(root, descriptor.n_samples)
+            if self._copier is not None:
+                arrays = self._copier.move(arrays)
         # A skipped sample was visited, too.
         self._n_received += 1
         position = position.after(descriptor.next_offset, arrays.places)
