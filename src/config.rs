@@ -158,6 +158,8 @@ pub enum AugmentOn {
     Cpu,
     /// On the consumer's GPU.
     Gpu,
+    /// Where more images a second are made, as measured when a consumer comes.
+    Auto,
 }
 
 impl Default for GpuConfig {

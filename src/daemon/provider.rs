@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
 use crate::augment::PreparedPolicy;
 use crate::config::{AugmentOn, with_suggestion};
-use crate::dataset::{ImageKind, SplitInfo};
+use crate::dataset::{ImageKind, Split, SplitInfo};
 use crate::idle::demand::{Consumer, DemandBoard};
 use crate::image::decode::DecodeLimits;
 use crate::limits::PREPARED_POLICIES_MAX;
 use crate::pipeline::on_device::{FinishOnDevice, loading_half};
 use crate::pipeline::recipe::{Recipe, RecipeError};
-use crate::pipeline::render::CompiledRecipe;
+use crate::pipeline::render::{CompiledRecipe, RenderScratch, SampleKey};
 use crate::pipeline::shared::DecodedWindow;
 #[cfg(feature = "torch")]
 use crate::pipeline::tensor_finish::TensorFinish;
@@ -21,12 +22,16 @@ use crate::pipeline::workers::StreamSpec;
 use crate::policy::{
     EpochPins, HistoryKind, PolicyError, PolicyStore, ResolvedPolicy, StoredReference, is_path,
 };
-use crate::transport::provider::{EpochPolicy, OpenedStream, Run, StreamProvider};
+use crate::transport::provider::{CpuRates, EpochPolicy, OpenedStream, Run, StreamProvider};
 use crate::transport::wire::{ErrorCode, Refusal, StreamRequest};
 
 use super::datasets::Datasets;
 use super::quarantine::Quarantine;
 use super::switching::{ActiveNow, SwitchRules, decide};
+
+/// Samples that are made to measure the processors, and how long that may take.
+const MEASURED_SAMPLES_MAX: u64 = 512;
+const MEASURED_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// `source` in the evidence of the versions that the search publishes.
 const EVIDENCE_OF_SEARCH: &str = "search";
@@ -39,6 +44,8 @@ pub(super) struct Provider {
     pub(super) limits: DecodeLimits,
     /// Where batches that lie on a GPU are augmented.
     pub(super) augment_on: AugmentOn,
+    /// Worker threads.
+    pub(super) n_threads: usize,
     /// Samples that cannot be read.
     pub(super) quarantine: Arc<Quarantine>,
     /// Decoded images that streams share.
@@ -62,15 +69,22 @@ impl StreamProvider for Provider {
         let compiled = compiled.map_err(refuse_recipe)?;
         // A reference that means nothing is refused now, not at the first epoch.
         self.store.resolve(&recipe.policy, &request.dataset).map_err(refuse_policy)?;
-        let is_cut = has_gpu && self.augment_on == AugmentOn::Gpu;
+        let is_cut = has_gpu && self.augment_on != AugmentOn::Cpu;
         let loading = is_cut.then(|| loading_half(&recipe)).flatten();
         let finish =
             loading.as_ref().and_then(|_| on_gpu(&recipe, split.info(), self.limits, request));
+        let mut rates = None;
         let (compiled, finish) = match loading.zip(finish) {
             None => (compiled, None),
             Some((loading, finish)) => {
                 let half = CompiledRecipe::new(&loading, split.info(), self.limits);
-                (half.map_err(refuse_recipe)?, Some(finish.map_err(refuse_recipe)?))
+                let half = half.map_err(refuse_recipe)?;
+                if self.augment_on == AugmentOn::Auto {
+                    let policy = self.prepare(&recipe.policy, &request.dataset);
+                    let policy = policy.map_err(refuse_policy)?.prepared;
+                    rates = Some(self.measure(&*split, [&compiled, &half], policy));
+                }
+                (half, Some(finish.map_err(refuse_recipe)?))
             }
         };
         let recipe_json = serde_json::to_string(&recipe)
@@ -97,6 +111,7 @@ impl StreamProvider for Provider {
             total_epochs: recipe.total_epochs,
             recipe_json,
             finish,
+            rates,
         })
     }
 
@@ -139,6 +154,24 @@ impl Provider {
         let recipe = self.defaults.overridden(&overrides).map_err(refuse_recipe)?;
         recipe.validate().map_err(refuse_recipe)?;
         Ok(recipe)
+    }
+
+    /// What the workers would make of the whole recipe, and of its first half.
+    fn measure(
+        &self,
+        split: &dyn Split,
+        [whole, half]: [&CompiledRecipe; 2],
+        policy: Arc<PreparedPolicy>,
+    ) -> CpuRates {
+        let none = PreparedPolicy::default();
+        // The files come from the disk once for both.
+        images_per_second(half, split, &none);
+        let n_threads = self.n_threads as f64;
+        CpuRates {
+            whole: n_threads * images_per_second(whole, split, &policy),
+            loading: n_threads * images_per_second(half, split, &none),
+            policy,
+        }
     }
 
     /// What a stream's own reference means now, and whether the search made it so.
@@ -243,4 +276,20 @@ fn on_gpu(
     _: &StreamRequest,
 ) -> Option<Result<Arc<dyn FinishOnDevice>, RecipeError>> {
     None
+}
+
+/// How many of the first samples one thread makes per second; 0 if it can make none.
+fn images_per_second(recipe: &CompiledRecipe, split: &dyn Split, policy: &PreparedPolicy) -> f64 {
+    let (mut scratch, mut file) = (RenderScratch::default(), Vec::new());
+    let mut out = vec![0; recipe.shape().pixel_bytes()];
+    let (began, mut n_made) = (Instant::now(), 0_u32);
+    for sample_idx in 0..split.info().n_samples.min(MEASURED_SAMPLES_MAX) {
+        let Ok(sample) = split.sample(sample_idx, &mut file) else { continue };
+        let key = SampleKey { seed: 0, epoch: 0, sample_idx };
+        n_made += u32::from(recipe.render(&sample, policy, key, &mut scratch, &mut out).is_ok());
+        if began.elapsed() > MEASURED_TIME_MAX {
+            break;
+        }
+    }
+    f64::from(n_made) / began.elapsed().as_secs_f64()
 }

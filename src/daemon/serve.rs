@@ -115,6 +115,7 @@ fn provider(
         defaults: config.stream.defaults.clone(),
         limits: config.images.limits(),
         augment_on: config.gpu.augment_on,
+        n_threads: config.workers.n_threads(),
         quarantine: Arc::clone(quarantine),
         decoded: DecodedWindow::new(config.images.shared_bytes()),
         store: Arc::clone(store),
@@ -225,7 +226,7 @@ fn searcher_options(
 }
 
 fn warn_of_what_is_missing(config: &Config) {
-    if config.gpu.augment_on == AugmentOn::Gpu && !cfg!(feature = "torch") {
+    if config.gpu.augment_on != AugmentOn::Cpu && !cfg!(feature = "torch") {
         warn!("gpu.augment_on: this program was built without the feature torch: it stays \"cpu\"");
     }
     if config.telemetry.http.is_some() {

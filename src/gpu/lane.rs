@@ -31,6 +31,9 @@ const IMPORTER_LOOK: Duration = Duration::from_millis(50);
 /// How long a GPU is kept without a slab: a context takes its time, and another loader may come.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Tells one asker how an upload ended.
+pub(super) type Reply = Sender<Result<(), String>>;
+
 /// What a GPU's thread is told.
 pub(super) enum Command {
     Open {
@@ -43,6 +46,8 @@ pub(super) enum Command {
         slab: u64,
         slot: u32,
         finish: Option<Finish>,
+        /// Who is told of the end, instead of the news.
+        reply: Option<Reply>,
     },
     Reclaim {
         slab: u64,
@@ -136,6 +141,7 @@ struct Upload {
     pending: Pending,
     /// What is to be done when it is there.
     finish: Option<Finish>,
+    reply: Option<Reply>,
 }
 
 /// A copy on its way, or a slot that the consumer's GPU work may still read.
@@ -223,8 +229,8 @@ impl Lane {
                     self.held.remove(&slab);
                 }
             }
-            Command::Upload { slab, slot, finish } => {
-                self.upload(Upload { pending: Pending { slab, slot }, finish });
+            Command::Upload { slab, slot, finish, reply } => {
+                self.upload(Upload { pending: Pending { slab, slot }, finish, reply });
             }
             Command::Reclaim { slab, slot } => self.reclaims.push(Pending { slab, slot }),
             Command::Close { slab } => {
@@ -245,6 +251,8 @@ impl Lane {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
+        // What was given up just now makes room.
+        self.free_closed();
         if let Some(reason) = self.no_finish.as_ref().filter(|_| host.finished.is_some()) {
             return Err(GpuError::NoFinish(reason.clone()));
         }
@@ -312,13 +320,20 @@ impl Lane {
             Ok(()) => self.uploads.push_back(upload),
             Err(error) => {
                 self.breaks(error.clone());
-                self.uploaded(upload.pending, Some(error.to_string()));
+                self.uploaded(upload, Some(error.to_string()));
             }
         }
     }
 
-    fn uploaded(&mut self, Pending { slab, slot }: Pending, problem: Option<String>) {
-        self.outbox.push(GpuNews::Uploaded { slab, slot, problem });
+    fn uploaded(&mut self, Upload { pending, reply, .. }: Upload, problem: Option<String>) {
+        let Pending { slab, slot } = pending;
+        match reply {
+            None => self.outbox.push(GpuNews::Uploaded { slab, slot, problem }),
+            Some(reply) => {
+                // Fails only if the asker has given up.
+                let _ = reply.send(problem.map_or(Ok(()), Err));
+            }
+        }
     }
 
     /// Queues what makes a batch of an uploaded slot.
@@ -343,23 +358,20 @@ impl Lane {
 
     /// Tells of what has passed since the last look.
     fn look_at_gpu(&mut self) {
-        let mut is_finishing = false;
-        while let Some(Upload { pending, .. }) = self.uploads.front() {
-            let pending = *pending;
-            let has_passed = self.has_passed(pending, |held| &held.copied);
-            if has_passed == Ok(false) || is_finishing {
-                break;
-            }
-            let finish = self.uploads.pop_front().and_then(|upload| upload.finish);
-            let problem = match (has_passed, finish) {
+        while let Some(mut upload) = self.uploads.pop_front() {
+            let has_passed = self.has_passed(upload.pending, |held| &held.copied);
+            let problem = match (has_passed, upload.finish.take()) {
+                (Ok(false), finish) => {
+                    self.uploads.push_front(Upload { finish, ..upload });
+                    break;
+                }
                 (Err(error), _) => Some(error.to_string()),
-                (Ok(_), None) => None,
-                (Ok(_), Some(finish)) => match self.finish(pending, finish) {
+                (Ok(true), None) => None,
+                (Ok(true), Some(finish)) => match self.finish(upload.pending, finish) {
                     Ok(()) => {
-                        // In order, and its event is recorded anew: it is the first one still.
-                        self.uploads.push_front(Upload { pending, finish: None });
-                        is_finishing = true;
-                        continue;
+                        // Its event is recorded anew: it is the first one still.
+                        self.uploads.push_front(upload);
+                        break;
                     }
                     Err(problem) => {
                         self.no_finish.get_or_insert_with(|| problem.clone());
@@ -367,7 +379,7 @@ impl Lane {
                     }
                 },
             };
-            self.uploaded(pending, problem);
+            self.uploaded(upload, problem);
         }
         for pending in std::mem::take(&mut self.reclaims) {
             // What cannot be asked any more is not read any more either.

@@ -24,7 +24,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
@@ -184,7 +184,21 @@ impl GpuSlab {
     /// Begins to copy a slot, which must not change until the news of it. `finish` makes the batch
     /// of it there, if the slab was opened for that.
     pub fn upload(&self, slot: u32, finish: Option<Finish>) {
-        self.tell(lane::Command::Upload { slab: self.id, slot, finish });
+        self.tell(lane::Command::Upload { slab: self.id, slot, finish, reply: None });
+    }
+
+    /// The same before any news are waited for: how long it takes until the batch is there.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn time(&self, slot: u32, finish: Finish) -> Result<Duration, String> {
+        let (reply, answer) = bounded(1);
+        let began = Instant::now();
+        let (finish, reply) = (Some(finish), Some(reply));
+        self.tell(lane::Command::Upload { slab: self.id, slot, finish, reply });
+        let silent = |_| GpuError::Silent.to_string();
+        answer.recv_timeout(ANSWER_WAIT_MAX).map_err(silent)??;
+        Ok(began.elapsed())
     }
 
     /// Asks for the news that the consumer's work on a slot is over.

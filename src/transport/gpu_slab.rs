@@ -3,16 +3,23 @@
 //! Owns nothing; `crate::gpu` has the memory, `session` the slots.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
+use tracing::info;
 
-use crate::gpu::{FinishedLayout, Gpus, Importer};
+use crate::augment::PreparedPolicy;
+use crate::gpu::{Finish, FinishedLayout, Gpus, Importer};
 use crate::pipeline::render::SlotLayout;
 
 use super::session::Session;
 use super::wire::{ErrorCode, GroupMode, Refusal, StreamRequest};
+
+/// Batches that are timed on a GPU.
+const TIMED_BATCHES: u32 = 3;
 
 /// Whether a request may have a slab on a GPU at all.
 pub(super) fn is_wanted(request: &StreamRequest) -> bool {
@@ -64,6 +71,45 @@ pub(super) fn open(
             Ok(None)
         }
     }
+}
+
+/// Whether finishing batches there makes more images per second, where that is asked; tells which,
+/// and why.
+pub(super) fn pays(session: &Session) -> bool {
+    let Some(rates) = &session.stream.rates else { return true };
+    let timed = time_batch(session, &rates.policy);
+    let n_samples = f64::from(session.request.batch_size);
+    let finishing = timed.as_ref().map_or(0.0, |took| n_samples / took.as_secs_f64());
+    let pays = rates.pays(finishing);
+    info!(
+        chosen = if pays { "gpu" } else { "cpu" },
+        problem = timed.err(),
+        "augment_on = \"auto\": the processors make {:.0} images/s alone; with the GPU they load \
+         {:.0} images/s and it finishes {finishing:.0}",
+        rates.whole,
+        rates.loading,
+    );
+    pays
+}
+
+/// How long a whole batch takes from the slab until it is finished on the GPU: the best of some,
+/// after one that loads what is needed.
+fn time_batch(session: &Session, policy: &Arc<PreparedPolicy>) -> Result<Duration, String> {
+    let (Some(gpu), Some(finish)) = (&session.gpu, &session.stream.finish) else {
+        return Err("nothing finishes batches there".to_owned());
+    };
+    let n_samples = session.stream.spec.split.info().n_samples;
+    let samples: Vec<i64> = (0..i64::from(session.request.batch_size))
+        .take(usize::try_from(n_samples).unwrap_or(usize::MAX))
+        .collect();
+    let mut best = Duration::MAX;
+    for attempt in 0..=TIMED_BATCHES {
+        let (finish, policy, samples) = (Arc::clone(finish), Arc::clone(policy), samples.clone());
+        let work: Finish = Box::new(move |place| finish.finish(&policy, 0, &samples, place));
+        let took = gpu.time(0, work)?;
+        best = if attempt == 0 { best } else { best.min(took) };
+    }
+    Ok(best)
 }
 
 /// The layout of slots that are finished on the GPU: as many samples as in the slab's.

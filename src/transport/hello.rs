@@ -262,10 +262,16 @@ impl HelloThread {
             Ok::<_, Refusal>((session, pipe))
         };
         let (session, pipe) = open(gpu_slab::is_wanted(request))?;
-        if pipe.is_some() || session.stream.finish.is_none() {
+        if session.stream.finish.is_none() {
             return Ok((session, pipe));
         }
-        warn!(reason = session.gpu_refused, "batches are augmented by the processors");
+        if pipe.is_none() {
+            warn!(reason = session.gpu_refused, "batches are augmented by the processors");
+        } else if gpu_slab::pays(&session) {
+            return Ok((session, pipe));
+        }
+        // Its memory there is not to be in the way of the next one's.
+        drop((session, pipe));
         open(false)
     }
 

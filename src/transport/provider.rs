@@ -22,6 +22,27 @@ pub struct OpenedStream {
     pub recipe_json: String,
     /// What finishes batches on the consumer's device; then `spec` makes their first half alone.
     pub finish: Option<Arc<dyn FinishOnDevice>>,
+    /// What that is to be compared with, if it is to pay.
+    pub rates: Option<CpuRates>,
+}
+
+/// What the processors make of a recipe, in images per second, all workers together.
+#[derive(Clone, Debug)]
+pub struct CpuRates {
+    /// With this policy.
+    pub policy: Arc<PreparedPolicy>,
+    /// Of the whole recipe.
+    pub whole: f64,
+    /// Of its first half alone.
+    pub loading: f64,
+}
+
+impl CpuRates {
+    /// Whether a device that finishes `finishing` images per second pays: it works beside the
+    /// processors, so the slower of the two counts.
+    pub fn pays(&self, finishing: f64) -> bool {
+        self.loading.min(finishing) > self.whole
+    }
 }
 
 impl OpenedStream {
@@ -94,5 +115,20 @@ impl Refusal {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_pays_if_neither_it_nor_the_loading_is_slower() {
+        let policy = Arc::<PreparedPolicy>::default();
+        let rates = CpuRates { policy: policy.clone(), whole: 1000.0, loading: 3000.0 };
+        assert!(rates.pays(1001.0));
+        assert!(!rates.pays(1000.0));
+        assert!(!CpuRates { policy, whole: 1000.0, loading: 990.0 }.pays(1e9));
+        assert!(!rates.pays(0.0));
     }
 }

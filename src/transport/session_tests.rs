@@ -76,6 +76,7 @@ pub(super) fn session(
         total_epochs: 0,
         recipe_json: "{}".to_owned(),
         finish: None,
+        rates: None,
     };
     let request = StreamRequest {
         dataset: "dots".to_owned(),

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import itertools
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -265,6 +266,33 @@ def test_what_cannot_be_augmented_on_the_gpu_is_made_by_the_processors(
     assert same(found, expected)
     assert augmenting.says("is_on_gpu=true")
     assert not augmenting.says("augments_on_gpu=true")
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_auto_measures_both_and_says_what_it_chose(bare: GpuHost) -> None:
+    bare.start(augment_on="auto")
+    if bare.says("without the feature torch"):
+        pytest.skip("the daemon has no libtorch")
+    options = {"policy": "trivial-wide"}
+    expected = on_host(bare, **options)
+    with bare.loader(SharingGpu(), **options) as loader:
+        found = [(images.clone(), labels.clone()) for images, labels in loader]
+    assert same(found, expected)
+    log = bare.daemon.log.read_text()
+    told = re.search(
+        r'augment_on = "auto": the processors make (\d+) images/s alone; with the GPU they load '
+        r'(\d+) images/s and it finishes (\d+) chosen="(cpu|gpu)"',
+        log,
+    )
+    assert told, log
+    whole, loading, finishing = (int(told[number]) for number in (1, 2, 3))
+    assert min(whole, loading, finishing) > 0
+    chosen = "gpu" if min(loading, finishing) > whole else "cpu"
+    assert told[4] == chosen
+    assert bare.says(f"augments_on_gpu={str(chosen == 'gpu').lower()}")
+    del loader
+    gc.collect()
+    wait_until(bare.is_empty, "what was measured with is freed, too")
 
 
 @pytest.mark.usefixtures("no_warning")
