@@ -177,6 +177,7 @@ fn hello_examples() -> Vec<Example> {
         (ErrorCode::Data, "Data"),
         (ErrorCode::Stopping, "Stopping"),
         (ErrorCode::Internal, "Internal"),
+        (ErrorCode::Gpu, "Gpu"),
     ] {
         examples.push(example(
             &format!("server hello, refused, {name}"),

@@ -121,6 +121,15 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Waits until it has nothing to do, after a failure.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn wait(&self) {
+        // SAFETY: a live stream. What it says of the failure is known.
+        let _ = unsafe { result::stream::synchronize(self.0) };
+    }
+}
+
 impl Drop for Stream {
     #[allow(unsafe_code, reason = "see the module's Justification")]
     fn drop(&mut self) {
@@ -290,8 +299,7 @@ impl Memory {
 impl Drop for Memory {
     #[allow(unsafe_code, reason = "see the module's Justification")]
     fn drop(&mut self) {
-        // SAFETY: cuMemAlloc gave it, it is freed once, and no copy into it is under way: whoever
-        // owns it waits for the events behind them.
+        // SAFETY: cuMemAlloc gave it, and it is freed once; CUDA waits for copies under way.
         let _ = unsafe { result::free_sync(self.address) };
     }
 }

@@ -1,31 +1,35 @@
 //! The thread of one GPU: it owns the context, the stream of copies, and every slab's memory there.
 //!
 //! *Slots*: the session says when a slot may be copied and when the consumer has released it; this
-//! thread only says when the GPU is done. It blocks on its queue alone, never on the GPU or on
-//! whom it tells, so that whoever gives it a command never waits for either.
+//! thread only says when the GPU is done. It never waits for whom it tells, nor for the GPU, but
+//! while a slab is opened or freed: CUDA then lets the other consumers' copies wait as well.
 //!
-//! *Failure*: an error of CUDA stays with its process until the end. After one, copies fail with
-//! it in words, no slab is opened any more, and the streams of the host go on.
+//! *Failure*: an error of CUDA usually stays with its process until the end. After one, or a panic
+//! (a driver without one of the functions), copies fail with it in words, no slab is opened until
+//! the thread has ended with its last slab, and the streams of the host go on.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info, warn};
 
 use crate::limits::GPU_COMMANDS_MAX;
 
 use super::driver::{Context, Event, Locked, Memory, Stream};
+use super::outbox::Outbox;
 use super::{
     Exported, Finish, FinishPlace, FinishedLayout, GpuError, GpuNews, HostSlab, Importer, Uuid,
     Where, uuid_text,
 };
 
-/// How often the GPU is asked while something is under way: short against a training's step.
-const GPU_LOOK: Duration = Duration::from_micros(100);
+/// How often the GPU is asked while something is under way: at first, and after a while in vain.
+const GPU_LOOK_MIN: Duration = Duration::from_micros(100);
+const GPU_LOOK_MAX: Duration = Duration::from_millis(2);
 /// How often an importer is asked whether it has closed what a session has left behind.
 const IMPORTER_LOOK: Duration = Duration::from_millis(50);
 /// How long a GPU is kept without a slab: a context takes its time, and another loader may come.
@@ -67,9 +71,10 @@ pub(super) fn start(
 ) -> Sender<Command> {
     let (sender, commands) = bounded(GPU_COMMANDS_MAX);
     let work = move || {
-        let outbox = Outbox { news, wake, waiting: VecDeque::new() };
-        match Lane::new(uuid, memory_bytes, outbox) {
-            Ok(lane) => lane.run(&commands),
+        let outbox = Outbox::new(news, wake);
+        let begun = guarded(|| Lane::new(uuid, memory_bytes, outbox));
+        match begun.and_then(std::convert::identity) {
+            Ok(lane) => lane.live(&commands),
             Err(error) => refuse_first(&commands, &error),
         }
     };
@@ -78,44 +83,22 @@ pub(super) fn start(
     sender
 }
 
+/// Makes an error of a panic.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, GpuError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let problem = text.unwrap_or("a panic").to_owned();
+        GpuError::Cuda { what: "the driver", problem }
+    })
+}
+
 /// Tells whoever asked first why there is no context.
 fn refuse_first(commands: &Receiver<Command>, error: &GpuError) {
     while let Ok(command) = commands.recv_timeout(IMPORTER_LOOK) {
         if let Command::Open { reply, .. } = command {
             // Fails only if the asker has given up.
             let _ = reply.send(Err(error.clone()));
-        }
-    }
-}
-
-/// News that may wait for room.
-struct Outbox {
-    news: Sender<GpuNews>,
-    wake: Arc<dyn Fn() + Send + Sync>,
-    waiting: VecDeque<GpuNews>,
-}
-
-impl Outbox {
-    fn push(&mut self, news: GpuNews) {
-        self.waiting.push_back(news);
-        self.flush();
-    }
-
-    fn flush(&mut self) {
-        let mut is_told = false;
-        while let Some(news) = self.waiting.pop_front() {
-            match self.news.try_send(news) {
-                Ok(()) => is_told = true,
-                Err(TrySendError::Full(news)) => {
-                    self.waiting.push_front(news);
-                    break;
-                }
-                // The daemon is ending.
-                Err(TrySendError::Disconnected(_)) => {}
-            }
-        }
-        if is_told {
-            (self.wake)();
         }
     }
 }
@@ -158,6 +141,9 @@ struct Lane {
     outbox: Outbox,
     uploads: VecDeque<Upload>,
     reclaims: Vec<Pending>,
+    /// How long the next look at the GPU waits, and whether the last one saw something.
+    look: Duration,
+    has_news: bool,
     broken: Option<GpuError>,
     /// Why no more batches are finished here.
     no_finish: Option<String>,
@@ -177,6 +163,8 @@ impl Lane {
             outbox,
             uploads: VecDeque::new(),
             reclaims: Vec::new(),
+            look: GPU_LOOK_MIN,
+            has_news: false,
             broken: None,
             no_finish: None,
             held: HashMap::new(),
@@ -185,7 +173,22 @@ impl Lane {
         })
     }
 
-    fn run(mut self, commands: &Receiver<Command>) {
+    /// Until there was no slab for long, or the daemon ends.
+    fn live(mut self, commands: &Receiver<Command>) {
+        let is_over = loop {
+            match guarded(|| self.run(commands)) {
+                Ok(is_over) => break is_over,
+                Err(error) => self.give_up(error),
+            }
+        };
+        if !is_over {
+            // Consumers may have the memory open still: it goes with the process.
+            std::mem::forget(self);
+        }
+    }
+
+    /// `true`: there was no slab for long; `false`: the daemon is ending.
+    fn run(&mut self, commands: &Receiver<Command>) -> bool {
         let mut last_used = Instant::now();
         loop {
             match self.next_command(commands) {
@@ -194,27 +197,39 @@ impl Lane {
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // The daemon is ending.
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
             self.look_at_gpu();
             self.outbox.flush();
             self.free_closed();
-            if !self.held.is_empty() || !self.outbox.waiting.is_empty() {
+            if !self.held.is_empty() || !self.outbox.is_empty() {
                 last_used = Instant::now();
             } else if last_used.elapsed() > LINGER {
                 info!(gpu = uuid_text(self.uuid), "leaves the GPU");
-                return;
+                return true;
             }
         }
     }
 
+    /// After a panic in the driver's library: nothing under way is asked for any more.
+    fn give_up(&mut self, error: GpuError) {
+        for upload in std::mem::take(&mut self.uploads) {
+            self.uploaded(upload, Some(error.to_string()));
+        }
+        for Pending { slab, slot } in std::mem::take(&mut self.reclaims) {
+            self.outbox.push(GpuNews::Reclaimed { slab, slot });
+        }
+        self.breaks(error);
+    }
+
     /// A command, if one is there; else waits as long as nothing else is to be looked at.
     fn next_command(&mut self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        let is_busy = !self.uploads.is_empty()
-            || !self.reclaims.is_empty()
-            || !self.outbox.waiting.is_empty();
-        commands.recv_timeout(if is_busy { GPU_LOOK } else { IMPORTER_LOOK })
+        let is_busy =
+            !self.uploads.is_empty() || !self.reclaims.is_empty() || !self.outbox.is_empty();
+        // A trainer that computes for long, or stands still, is asked less and less often.
+        self.look = if self.has_news { GPU_LOOK_MIN } else { (2 * self.look).min(GPU_LOOK_MAX) };
+        self.has_news = false;
+        commands.recv_timeout(if is_busy { self.look } else { IMPORTER_LOOK })
     }
 
     fn obey(&mut self, command: Command) {
@@ -230,6 +245,7 @@ impl Lane {
                 }
             }
             Command::Upload { slab, slot, finish, reply } => {
+                self.has_news = true;
                 self.upload(Upload { pending: Pending { slab, slot }, finish, reply });
             }
             Command::Reclaim { slab, slot } => self.reclaims.push(Pending { slab, slot }),
@@ -351,8 +367,10 @@ impl Lane {
 
     fn breaks(&mut self, error: GpuError) {
         if self.broken.is_none() {
-            warn!(gpu = uuid_text(self.uuid), %error, "the GPU is not used any more");
+            warn!(gpu = uuid_text(self.uuid), %error, "no batches are put on this GPU any more");
             self.broken = Some(error);
+            // What was queued before may still be reading.
+            self.stream.wait();
         }
     }
 
@@ -379,6 +397,7 @@ impl Lane {
                     }
                 },
             };
+            self.has_news = true;
             self.uploaded(upload, problem);
         }
         for pending in std::mem::take(&mut self.reclaims) {
@@ -387,6 +406,7 @@ impl Lane {
                 self.reclaims.push(pending);
             } else {
                 let Pending { slab, slot } = pending;
+                self.has_news = true;
                 self.outbox.push(GpuNews::Reclaimed { slab, slot });
             }
         }

@@ -19,6 +19,7 @@
 
 mod driver;
 mod lane;
+mod outbox;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -142,7 +143,8 @@ pub enum GpuError {
     /// The configured share is taken.
     #[error(
         "batches may take {cap_mib} MiB of the GPU (gpu.memory_mib in the configuration), and \
-         {used_mib} of them are taken; this slab needs {wanted_mib}"
+         {used_mib} of them are taken; this slab needs {wanted_mib}: raise it, pass a smaller \
+         n_slots=, or drop tensors of loaders that are closed"
     )]
     Cap {
         /// The share.

@@ -120,11 +120,8 @@ fn finished_layout(session: &Session) -> Option<SlotLayout> {
     SlotLayout::new(finish.shape(), usize::try_from(batch_size).ok()?)
 }
 
-/// What a client is told whose GPU fails: when it asks again, its batches go another way.
+/// What a client is told whose GPU fails.
 pub(super) fn failure(problem: &str) -> Refusal {
-    Refusal::new(ErrorCode::Internal, format!("the batch cannot be put on the GPU: {problem}"))
-        .with_hint(
-            "iterate again: the loader goes on at the same sample, and copies batches itself; \
-             restart the daemon to use the GPU's memory again",
-        )
+    Refusal::new(ErrorCode::Gpu, format!("the daemon cannot put batches on the GPU: {problem}"))
+        .with_hint("leave device out, and move batches with images.to(device)")
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -42,6 +42,8 @@ use super::wire::{
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
 /// File descriptors in a welcome: the slab's, the window's, and the pipe's of a slab on a GPU.
 const FDS_MAX: usize = 3;
+/// How long a daemon that cannot accept a client waits.
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -106,13 +108,14 @@ impl HelloThread {
             if ready.stop {
                 return;
             }
+            // Before anybody is served, which may take its time: what comes meanwhile is read next.
+            let now = Instant::now();
             for connection_idx in ready.connections.into_iter().rev() {
                 if !self.serve(&mut connections[connection_idx]) {
                     let gone = connections.swap_remove(connection_idx);
                     self.report_gone(&gone);
                 }
             }
-            let now = Instant::now();
             connections.retain(|connection| match connection.state {
                 ConnectionState::Silent { since, .. } => now < since + HELLO_WAIT_MAX,
                 ConnectionState::Live { .. } => true,
@@ -129,7 +132,12 @@ impl HelloThread {
         let socket = match accepted {
             Ok(socket) => socket,
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
-            Err(error) => return warn!(%error, "cannot accept a client"),
+            Err(error) => {
+                warn!(%error, "cannot accept a client: raise LimitNOFILE (ulimit -n)?");
+                // The listener stays readable, and nothing else would slow this down.
+                let _ = poll(&mut [PollFd::new(&self.stop, PollFlags::IN)], Some(&ACCEPT_PAUSE));
+                return;
+            }
         };
         let Ok(peer) = rustix::net::sockopt::socket_peercred(&socket) else { return };
         let n_max = n_connections_max();
@@ -365,7 +373,7 @@ fn wait(
     let timeout = timeout.map(|timeout| {
         // Rounded up to whole milliseconds, so that the deadline has passed when `poll` returns.
         let timeout = timeout + Duration::from_millis(1);
-        rustix::event::Timespec {
+        Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         }

@@ -249,6 +249,8 @@ pub enum ErrorCode {
     Stopping,
     /// A fault of the daemon.
     Internal,
+    /// The consumer's GPU has failed; without asking for it, the stream goes on.
+    Gpu,
 }
 
 /// No, and why.

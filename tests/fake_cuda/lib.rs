@@ -22,16 +22,18 @@
     reason = "a C library, with CUDA's names; its callers follow CUDA's manual"
 )]
 
+mod shared;
+
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
-use memmap2::{MmapOptions, MmapRaw};
+
+use shared::Shared;
 
 type Result = c_int;
 const SUCCESS: Result = 0;
@@ -78,51 +80,6 @@ macro_rules! needs_context {
 
 thread_local! {
     static CURRENT: std::cell::RefCell<Vec<usize>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
-/// A mapped file, known by name to all processes.
-struct Shared {
-    name: u64,
-    is_owner: bool,
-    map: MmapRaw,
-}
-
-impl Shared {
-    fn path(name: u64) -> PathBuf {
-        folder().join(format!("memory-{name:016x}"))
-    }
-
-    fn make(n_bytes: u64) -> Self {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = u64::from(std::process::id()) << 32 | count;
-        let path = Self::path(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-        let file = file.expect("a new file");
-        file.set_len(n_bytes).expect("room");
-        Self { name, is_owner: true, map: Self::map(&file) }
-    }
-
-    fn open(name: u64) -> Option<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(Self::path(name)).ok()?;
-        Some(Self { name, is_owner: false, map: Self::map(&file) })
-    }
-
-    fn map(file: &File) -> MmapRaw {
-        MmapOptions::new().map_raw(file).expect("is mapped")
-    }
-
-    fn counter(&self, at: usize) -> &AtomicU64 {
-        unsafe { &*self.map.as_mut_ptr().cast::<AtomicU64>().add(at) }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if self.is_owner {
-            let _ = std::fs::remove_file(Self::path(self.name));
-        }
-    }
 }
 
 /// Counts its records, and those that have passed.
@@ -370,6 +327,7 @@ pub extern "C" fn cuIpcOpenMemHandle_v2(
 #[unsafe(no_mangle)]
 pub extern "C" fn cuIpcCloseMemHandle(address: u64) -> Result {
     needs_context!();
+    fail_if_told!("cuIpcCloseMemHandle");
     match world().memory.remove(&address) {
         Some(memory) if !memory.is_owner => SUCCESS,
         _ => INVALID_VALUE,
@@ -459,6 +417,7 @@ pub extern "C" fn cuEventDestroy_v2(event: usize) -> Result {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> Result {
     needs_context!();
+    fail_if_told!("cuEventRecord");
     let mut world = world();
     let Some(event) = world.events.get(&event).cloned() else { return INVALID_HANDLE };
     let Some(queue) = world.stream(stream) else { return INVALID_HANDLE };
@@ -476,6 +435,20 @@ pub extern "C" fn cuEventQuery(event: usize) -> Result {
     let is_over =
         event.counter(1).load(Ordering::Acquire) == event.counter(0).load(Ordering::Acquire);
     if is_over { SUCCESS } else { NOT_READY }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventSynchronize(event: usize) -> Result {
+    needs_context!();
+    while cuEventQuery(event) == NOT_READY {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    cuEventQuery(event)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamSynchronize(_: usize) -> Result {
+    cuCtxSynchronize()
 }
 
 #[unsafe(no_mangle)]

@@ -275,9 +275,9 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Any, what: str) -> None:
+def wait_until(condition: Any, what: str, seconds: float = WAIT_SECONDS_MAX) -> None:
     """Waits for what another process or thread does; there is no event to wait for instead."""
-    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.005)

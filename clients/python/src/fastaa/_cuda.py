@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ._messages import GpuMemory
@@ -44,13 +45,14 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRetain": (_POINTER, ctypes.c_int),
     "cuCtxPushCurrent_v2": (_POINTER,),
     "cuCtxPopCurrent_v2": (_POINTER,),
-    "cuCtxSynchronize": (),
     "cuMemHostRegister_v2": (_POINTER, _SIZE, _UINT),
     "cuMemHostUnregister": (_POINTER,),
     "cuIpcOpenMemHandle_v2": (_POINTER, _Handle, _UINT),
     "cuIpcCloseMemHandle": (ctypes.c_uint64,),
     "cuIpcOpenEventHandle": (_POINTER, _Handle),
     "cuEventRecord": (_POINTER, _POINTER),
+    "cuCtxSynchronize": (),
+    "cuEventSynchronize": (_POINTER,),
     "cuEventDestroy_v2": (_POINTER,),
     "cuGetErrorString": (ctypes.c_int, _POINTER),
 }
@@ -98,10 +100,17 @@ class Driver:
             )
         return address.value
 
-    def close_memory(self, address: int) -> None:
-        """Closes it when all work of this process on the GPU is over. Raises `CudaError`."""
+    def close_memory(self, address: int, marks: Sequence[int] | None) -> None:
+        """Closes it when its last uses are over: when the events `marks` behind them have passed,
+        or without them when all work of this process is done.
+
+        Raises `CudaError`, and then the memory is still open.
+        """
         with self._current():
-            self._call("cuCtxSynchronize")
+            if marks is None:
+                self._call("cuCtxSynchronize")
+            for event in marks or ():
+                self._call("cuEventSynchronize", event)
             self._call("cuIpcCloseMemHandle", address)
 
     def open_events(self, handles: Sequence[bytes]) -> list[int]:
@@ -160,10 +169,12 @@ class ImportedSlab:
     def __init__(self, driver: Driver, memory: GpuMemory, pipe: int) -> None:
         """Takes over the file descriptor `pipe`, also if it raises `CudaError`."""
         self._pipe = pipe
-        self._pid = os.getpid()
+        _imported.add(self)
         self._driver = driver
         self._events: list[int] = []
         self._address = 0
+        self._is_orphan = False
+        self._is_marked = True
         self._slot_bytes = memory.slot_bytes
         self._address = driver.open_memory(memory.memory)
         self._events = driver.open_events(memory.events)
@@ -172,19 +183,50 @@ class ImportedSlab:
         """What tensors of a slot are made of, and keep alive."""
         return SlotRoot(self, slot, self._address + slot * self._slot_bytes, self._slot_bytes)
 
-    def record(self, slot: int, stream: int) -> None:
-        """Marks the end of what `stream` does with a slot. In any thread, and never raises: a GPU
-        that fails tells PyTorch, too."""
-        with contextlib.suppress(CudaError):
-            self._driver.record(self._events[slot], stream)
+    def record(self, slot: int, stream: int) -> bool:
+        """Marks the end of what `stream` does with a slot. In any thread; `False` if CUDA refuses
+        it, as while a stream is captured: then the slot must be kept, and it be tried again."""
+        try:
+            if not self._is_orphan:
+                self._driver.record(self._events[slot], stream)
+                return True
+        except CudaError:
+            pass
+        self._is_marked = False
+        return False
 
-    def __del__(self) -> None:
-        # In a forked child CUDA does not work.
-        if os.getpid() == self._pid and self._address:
-            with contextlib.suppress(Exception):
-                self._driver.close_memory(self._address)
-                self._driver.close_events(self._events)
+    def orphan(self) -> None:
+        """The daemon is dead, and its events with it."""
+        self._is_orphan = True
+
+    def leave(self) -> None:
+        """In a forked child: CUDA does not work, and the memory is the parent's alone."""
+        self._address = 0
         os.close(self._pipe)
+        self._pipe = -1
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._address:
+            try:
+                marks = self._events if self._is_marked else None
+                self._driver.close_memory(self._address, marks)
+                self._driver.close_events(self._events)
+            except Exception:
+                # It stays open, so the daemon must not free it: the pipe stays, too.
+                return
+        if self._pipe >= 0:
+            close(self._pipe)
+
+
+_imported: weakref.WeakSet[ImportedSlab] = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    for slab in list(_imported):
+        slab.leave()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 class SlotRoot:

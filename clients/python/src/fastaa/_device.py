@@ -31,6 +31,7 @@ from ._slab import SlabMap
 from ._values import shown
 from .errors import (
     GpuCopyWarning,
+    GpuFailedError,
     InvalidRequestError,
     PinningWarning,
     UnsupportedError,
@@ -189,7 +190,10 @@ class Copier:
 
     def flat(self, root: SlotRoot, *, copied: bool) -> Any:
         """The bytes of a slot on the GPU as a tensor that keeps it, or a copy of them."""
-        tensor = self._gpu.flat(root)
+        try:
+            tensor = self._gpu.flat(root)
+        except CudaError as error:
+            raise GpuFailedError(str(error)) from None
         return tensor.clone() if copied else tensor
 
     def attach(self, memory: tuple[SlabMap, int, int] | None, n_slots: int) -> None:

@@ -65,6 +65,7 @@ class Releases:
     def __init__(self) -> None:
         self._event = _Event()
         self._waiting: deque[SlotLease] = deque()
+        self._blocked: deque[tuple[SlotLease, Callable[[], bool]]] = deque()
         self._alive: set[SlotLease] = set()
         self._pid = os.getpid()
         self.closed = False
@@ -84,23 +85,26 @@ class Releases:
         """Slots that wait to be given back."""
         return len(self._waiting)
 
-    def watch(self, root: Any, lease: SlotLease, before: Callable[[], None] | None = None) -> None:
-        """Gives `lease` back when `root` dies; calls `before` just before, if somebody listens."""
+    def watch(self, root: Any, lease: SlotLease, before: Callable[[], bool] | None = None) -> None:
+        """Gives `lease` back when `root` is dead and `before` says that it may be, which is asked
+        again whenever leases are drained."""
         self._alive.add(lease)
         finalizer = weakref.finalize(root, self.give_back, lease, before)
         # At exit the kernel hangs up for us; running thousands of finalisers then helps nobody.
         finalizer.atexit = False
 
-    def give_back(self, lease: SlotLease, before: Callable[[], None] | None = None) -> None:
+    def give_back(self, lease: SlotLease, before: Callable[[], bool] | None = None) -> None:
         """Marks `lease` as free. Called in any thread, within garbage collection too."""
         if os.getpid() != self._pid:
             return  # A forked child: the lease is the parent's.
-        self._alive.discard(lease)
+        may_be = before is None or before()
         if not self.closed:
-            if before is not None:
-                before()
+            if before is not None and not may_be:
+                self._blocked.append((lease, before))
+                return
             self._waiting.append(lease)
             self._event.set()
+        self._alive.discard(lease)
 
     def drain(self) -> tuple[SlotLease, ...]:
         """The leases to give back now. The caller holds the connection's lock."""
@@ -109,6 +113,8 @@ class Releases:
         if self.closed:
             # `close` may have come just before: nobody who waits may miss it.
             self._event.set()
+        for _ in range(len(self._blocked)):
+            self.give_back(*self._blocked.popleft())
         leases = []
         while self._waiting:
             leases.append(self._waiting.popleft())

@@ -45,6 +45,7 @@ class ErrorCode(enum.IntEnum):
     Data = 6
     Stopping = 7
     Internal = 8
+    Gpu = 9
 
 
 class StreamRequest(NamedTuple):

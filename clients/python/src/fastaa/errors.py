@@ -72,6 +72,10 @@ class InternalError(Error):
     """A fault of the daemon; its log says more."""
 
 
+class GpuFailedError(Error):
+    """The daemon cannot put batches on the GPU any more; the loader then copies them itself."""
+
+
 class DaemonRestartWarning(RuntimeWarning):
     """The daemon is gone, and the loader waits for it to come back."""
 
@@ -102,6 +106,7 @@ _CLASS_BY_CODE: dict[ErrorCode, type[Error]] = {
     ErrorCode.Data: DataError,
     ErrorCode.Stopping: DaemonStopping,
     ErrorCode.Internal: InternalError,
+    ErrorCode.Gpu: GpuFailedError,
 }
 
 

@@ -29,6 +29,7 @@ from .errors import (
     DaemonStopping,
     DataError,
     Error,
+    GpuFailedError,
     ProtocolError,
     ReplayWarning,
     UsageError,
@@ -75,8 +76,9 @@ class Loader:
             `policy` under `[stream.defaults]` in the daemon's configuration, which is `"active"`
             unless it says something else.
         device: `"cuda:0"`, …: images and labels come as tensors on that GPU, for the stream that is
-            current when a batch is taken (another one that uses a batch must be done with it
-            before its tensors are dropped); `indices` stay on the host. The daemon puts them there
+            current when a batch is taken. Another one that uses a batch must be done with it before
+            its tensors are dropped (`record_stream` does nothing for memory that is not PyTorch's),
+            and other processes get clones. `indices` stay on the host. The daemon puts them there
             if it shares memory of the GPU with this process; else they are copied beside the
             computation, with one `GpuCopyWarning`. `"auto"`: the current GPU if there is one and
             `output="torch"`. Default: they stay in shared memory. Batches that a broadcast group
@@ -289,6 +291,11 @@ class Loader:
         while True:
             try:
                 result = call()
+            except GpuFailedError as error:
+                if self._copier is None or self._copier.uuid is None:
+                    raise
+                self._disconnect(alive=True)
+                self._copier.copies_because(str(error.args[0]))
             except _reconnect.PASSING as error:
                 self._disconnect(alive=False)
                 if not self._patience.wait(error):
