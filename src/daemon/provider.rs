@@ -284,9 +284,11 @@ fn images_per_second(recipe: &CompiledRecipe, split: &dyn Split, policy: &Prepar
     let mut out = vec![0; recipe.shape().pixel_bytes()];
     let (began, mut n_made) = (Instant::now(), 0_u32);
     for sample_idx in 0..split.info().n_samples.min(MEASURED_SAMPLES_MAX) {
-        let Ok(sample) = split.sample(sample_idx, &mut file) else { continue };
         let key = SampleKey { seed: 0, epoch: 0, sample_idx };
-        n_made += u32::from(recipe.render(&sample, policy, key, &mut scratch, &mut out).is_ok());
+        let is_made = split.sample(sample_idx, &mut file).is_ok_and(|sample| {
+            recipe.render(&sample, policy, key, &mut scratch, &mut out).is_ok()
+        });
+        n_made += u32::from(is_made);
         if began.elapsed() > MEASURED_TIME_MAX {
             break;
         }

@@ -1,8 +1,9 @@
 //! The thread of one GPU: it owns the context, the stream of copies, and every slab's memory there.
 //!
 //! *Slots*: the session says when a slot may be copied and when the consumer has released it; this
-//! thread only says when the GPU is done. It never waits for whom it tells, nor for the GPU, but
-//! while a slab is opened or freed: CUDA then lets the other consumers' copies wait as well.
+//! thread only says when the GPU is done. It never waits for whom it tells. The GPU it waits for
+//! while a slab is opened or freed, and where libtorch does while a batch is finished: the GPU's
+//! other consumers then wait for their copies as well.
 //!
 //! *Failure*: an error of CUDA usually stays with its process until the end. After one, or a panic
 //! (a driver without one of the functions), copies fail with it in words, no slab is opened until
@@ -178,7 +179,8 @@ impl Lane {
         let is_over = loop {
             match guarded(|| self.run(commands)) {
                 Ok(is_over) => break is_over,
-                Err(error) => self.give_up(error),
+                Err(error) if guarded(|| self.give_up(error.clone())).is_ok() => {}
+                Err(_) => break false,
             }
         };
         if !is_over {
@@ -327,15 +329,19 @@ impl Lane {
 
     fn upload(&mut self, upload: Upload) {
         let Pending { slab, slot } = upload.pending;
+        if !self.held.contains_key(&slab) {
+            return;
+        }
+        // First, so that a panic loses nothing.
+        self.uploads.push_back(upload);
         let begun = match (&self.broken, self.held.get(&slab)) {
             (Some(broken), _) => Err(broken.clone()),
             (None, Some(held)) => copy(held, slot as usize, &self.stream),
-            (None, None) => return,
+            (None, None) => Ok(()),
         };
-        match begun {
-            Ok(()) => self.uploads.push_back(upload),
-            Err(error) => {
-                self.breaks(error.clone());
+        if let Err(error) = begun {
+            self.breaks(error.clone());
+            if let Some(upload) = self.uploads.pop_back() {
                 self.uploaded(upload, Some(error.to_string()));
             }
         }
@@ -361,7 +367,8 @@ impl Lane {
         };
         let source = staging.address() + slot * held.host.slot_bytes;
         let target = held.memory.address() + slot * finished.slot_bytes;
-        finish(FinishPlace { at: *at, source, target })?;
+        let place = FinishPlace { at: *at, source, target };
+        guarded(|| finish(place)).map_err(|error| error.to_string())??;
         held.copied[slot].record_default(&self.context).map_err(|error| error.to_string())
     }
 
@@ -376,21 +383,20 @@ impl Lane {
 
     /// Tells of what has passed since the last look.
     fn look_at_gpu(&mut self) {
-        while let Some(mut upload) = self.uploads.pop_front() {
-            let has_passed = self.has_passed(upload.pending, |held| &held.copied);
-            let problem = match (has_passed, upload.finish.take()) {
-                (Ok(false), finish) => {
-                    self.uploads.push_front(Upload { finish, ..upload });
-                    break;
-                }
+        // What is looked at stays in its queue until it is told, so that a panic loses nothing.
+        while let Some(upload) = self.uploads.front() {
+            let pending = upload.pending;
+            let has_passed = self.has_passed(pending, |held| &held.copied);
+            if has_passed == Ok(false) {
+                break;
+            }
+            let finish = self.uploads.front_mut().and_then(|upload| upload.finish.take());
+            let problem = match (has_passed, finish) {
                 (Err(error), _) => Some(error.to_string()),
-                (Ok(true), None) => None,
-                (Ok(true), Some(finish)) => match self.finish(upload.pending, finish) {
-                    Ok(()) => {
-                        // Its event is recorded anew: it is the first one still.
-                        self.uploads.push_front(upload);
-                        break;
-                    }
+                (Ok(_), None) => None,
+                (Ok(_), Some(finish)) => match self.finish(pending, finish) {
+                    // Its event is recorded anew: it is the first one still.
+                    Ok(()) => break,
                     Err(problem) => {
                         self.no_finish.get_or_insert_with(|| problem.clone());
                         Some(problem)
@@ -398,17 +404,20 @@ impl Lane {
                 },
             };
             self.has_news = true;
-            self.uploaded(upload, problem);
+            if let Some(upload) = self.uploads.pop_front() {
+                self.uploaded(upload, problem);
+            }
         }
-        for pending in std::mem::take(&mut self.reclaims) {
+        let mut at = 0;
+        while let Some(&pending) = self.reclaims.get(at) {
             // What cannot be asked any more is not read any more either.
             if let Ok(false) = self.has_passed(pending, |held| &held.used) {
-                self.reclaims.push(pending);
-            } else {
-                let Pending { slab, slot } = pending;
-                self.has_news = true;
-                self.outbox.push(GpuNews::Reclaimed { slab, slot });
+                at += 1;
+                continue;
             }
+            let Pending { slab, slot } = self.reclaims.swap_remove(at);
+            self.has_news = true;
+            self.outbox.push(GpuNews::Reclaimed { slab, slot });
         }
     }
 

@@ -33,9 +33,9 @@ pub trait FinishOnDevice: Send + Sync + Debug {
 }
 
 /// What the workers do of a recipe whose rest is done on a device; `None` if it cannot be cut in
-/// two: mixtures are made of finished samples.
+/// two, since mixtures are made of finished samples, or has no second half.
 pub fn loading_half(recipe: &Recipe) -> Option<Recipe> {
-    recipe.mix.is_none().then(|| Recipe {
+    let loading = Recipe {
         policy: "none".to_owned(),
         jitter: None,
         erase: None,
@@ -44,5 +44,23 @@ pub fn loading_half(recipe: &Recipe) -> Option<Recipe> {
         dtype: Dtype::U8,
         layout: Layout::Nchw,
         ..recipe.clone()
-    })
+    };
+    (recipe.mix.is_none() && loading != *recipe).then_some(loading)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::recipe::Mix;
+
+    #[test]
+    fn recipes_are_cut_where_there_are_two_halves() {
+        let whole = Recipe { cutout: 8, policy: "trivial-wide".to_owned(), ..Recipe::default() };
+        let half = loading_half(&whole).expect("has two");
+        assert_eq!((half.cutout, half.policy.as_str(), half.dtype), (0, "none", Dtype::U8));
+        assert_eq!(half.crop, whole.crop);
+        assert_eq!(loading_half(&half), None, "nothing is left to do");
+        let mixed = Recipe { mix: Some(Mix::default()), ..whole };
+        assert_eq!(loading_half(&mixed), None, "mixtures are made last");
+    }
 }

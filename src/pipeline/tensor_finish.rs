@@ -92,8 +92,11 @@ impl FinishOnDevice for TensorFinish {
         samples: &[i64],
         place: FinishPlace,
     ) -> Result<(), String> {
-        tch::no_grad(|| self.run(policy, epoch, samples, place))
-            .map_err(|error| format!("libtorch: {error}"))
+        tch::no_grad(|| self.run(policy, epoch, samples, place)).map_err(|error| {
+            // A trace of C++ calls follows.
+            let text = error.to_string();
+            format!("libtorch: {}", text.lines().next().unwrap_or_default())
+        })
     }
 }
 

@@ -78,8 +78,7 @@ pub(super) fn open(
 pub(super) fn pays(session: &Session) -> bool {
     let Some(rates) = &session.stream.rates else { return true };
     let timed = time_batch(session, &rates.policy);
-    let n_samples = f64::from(session.request.batch_size);
-    let finishing = timed.as_ref().map_or(0.0, |took| n_samples / took.as_secs_f64());
+    let finishing = timed.as_ref().copied().unwrap_or(0.0);
     let pays = rates.pays(finishing);
     info!(
         chosen = if pays { "gpu" } else { "cpu" },
@@ -92,9 +91,9 @@ pub(super) fn pays(session: &Session) -> bool {
     pays
 }
 
-/// How long a whole batch takes from the slab until it is finished on the GPU: the best of some,
-/// after one that loads what is needed.
-fn time_batch(session: &Session, policy: &Arc<PreparedPolicy>) -> Result<Duration, String> {
+/// Images per second of a whole batch from the slab until it is finished on the GPU: the best of
+/// some, after one that loads what is needed.
+fn time_batch(session: &Session, policy: &Arc<PreparedPolicy>) -> Result<f64, String> {
     let (Some(gpu), Some(finish)) = (&session.gpu, &session.stream.finish) else {
         return Err("nothing finishes batches there".to_owned());
     };
@@ -109,7 +108,7 @@ fn time_batch(session: &Session, policy: &Arc<PreparedPolicy>) -> Result<Duratio
         let took = gpu.time(0, work)?;
         best = if attempt == 0 { best } else { best.min(took) };
     }
-    Ok(best)
+    Ok(samples.len() as f64 / best.as_secs_f64())
 }
 
 /// The layout of slots that are finished on the GPU: as many samples as in the slab's.

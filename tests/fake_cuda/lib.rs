@@ -275,15 +275,17 @@ pub extern "C" fn cuMemAlloc_v2(address: *mut u64, n_bytes: usize) -> Result {
     SUCCESS
 }
 
-/// Of attributes the kind of memory alone: it is the host's, in truth.
+/// Of attributes the kind of memory alone: it is the host's, in truth, but for a test that puts
+/// `device-memory` into the folder.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuPointerGetAttribute(data: *mut c_uint, attribute: c_int, _: u64) -> Result {
     const MEMORY_TYPE: c_int = 2;
     const HOST: c_uint = 1;
+    const DEVICE: c_uint = 2;
     if attribute != MEMORY_TYPE {
         return INVALID_VALUE;
     }
-    put(data, HOST);
+    put(data, if folder().join("device-memory").exists() { DEVICE } else { HOST });
     SUCCESS
 }
 

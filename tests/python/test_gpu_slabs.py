@@ -295,6 +295,28 @@ def test_auto_measures_both_and_says_what_it_chose(bare: GpuHost) -> None:
     wait_until(bare.is_empty, "what was measured with is freed, too")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_where_libtorch_fails_this_process_copies_and_later_ones_do_not(
+    augmenting: GpuHost,
+) -> None:
+    """Here because it finds no GPU; it is the way of any of its errors, such as full memory."""
+    (augmenting.folder / "device-memory").touch()
+    options = {"policy": "trivial-wide"}
+    expected = on_host(augmenting, **options)
+    gpu = SharingGpu()
+    with augmenting.loader(gpu, **options) as loader:
+        with pytest.warns(fastaa.GpuCopyWarning, match="batches on the GPU: libtorch"):
+            found = list(loader)
+        assert loader.epoch_digest == loader.expected_digest(0)
+        while gpu.under_way:
+            gpu.under_way.popleft().finish()
+        assert same(found, expected)
+    with augmenting.loader(SharingGpu(), **options) as loader:
+        assert same([(a.clone(), b.clone()) for a, b in loader], expected)
+    assert augmenting.says("cannot be augmented on this GPU: libtorch")
+    assert augmenting.says("is_on_gpu=true augments_on_gpu=false")
+
+
 @pytest.mark.usefixtures("no_warning")
 def test_without_room_for_both_the_processors_augment(bare: GpuHost) -> None:
     # The slab takes 2 MiB of it, and what would be finished there 2 more.
@@ -371,7 +393,13 @@ sys.stdin.read()
     assert on_host(host)
 
 
-def test_a_daemon_that_comes_back_brings_another_slab(host: GpuHost) -> None:
+@pytest.mark.parametrize(("before", "after"), [("cpu", "cpu"), ("gpu", "cpu"), ("cpu", "gpu")])
+def test_a_daemon_that_comes_back_brings_another_slab(
+    bare: GpuHost, before: str, after: str
+) -> None:
+    """And, where augmentation has moved, another layout."""
+    host = bare
+    host.start(augment_on=before)
     expected = on_host(host)
     gpu = SharingGpu()
     with host.loader(gpu) as loader:
@@ -380,6 +408,8 @@ def test_a_daemon_that_comes_back_brings_another_slab(host: GpuHost) -> None:
         held = next(batches)
         found.append((held[0].clone(), held[1].clone()))
         host.daemon.kill()
+        config = host.daemon.config.read_text()
+        host.daemon.config.write_text(config.replace(f'"{before}"', f'"{after}"'))
         host.daemon.start()
         with pytest.warns(fastaa.DaemonRestartWarning):
             found.extend((gpu.read_late(images), labels.clone()) for images, labels in batches)
@@ -467,16 +497,24 @@ def test_another_gpu_is_not_taken_for_it(host: GpuHost) -> None:
 
 
 @pytest.mark.parametrize("function", ["cuMemcpyHtoDAsync", "cuEventQuery"])
-def test_a_gpu_that_fails_stops_no_other_stream(host: GpuHost, function: str) -> None:
+@pytest.mark.parametrize("augment_on", ["cpu", "gpu"])
+def test_a_gpu_that_fails_stops_no_other_stream(
+    bare: GpuHost, function: str, augment_on: str
+) -> None:
+    host = bare
+    host.start(augment_on=augment_on)
+    expected = on_host(host)
     gpu = SharingGpu()
     loader = host.loader(gpu)
     beside = host.daemon.loader(batch_size=BATCH)
     n_beside = len(next(iter(beside))[1])
-    seen = [len(labels) for _, labels in itertools.islice(loader, 2)]
+    found = [(images.clone(), labels.clone()) for images, labels in itertools.islice(loader, 2)]
     host.fails(function, OUT_OF_MEMORY)
     with pytest.warns(fastaa.GpuCopyWarning, match=f"put batches on the GPU: CUDA: {function}"):
-        seen.extend(len(labels) for _, labels in loader)
-    assert sum(seen) == loader.n_samples
+        found.extend(loader)
+    while gpu.under_way:
+        gpu.under_way.popleft().finish()
+    assert same(found, expected)
     assert loader.epoch_digest == loader.expected_digest(0)
     loader.close()
     n_beside += sum(len(labels) for _, labels in beside)

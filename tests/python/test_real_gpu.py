@@ -35,10 +35,10 @@ MEMORY_SLACK = 64 << 20
 class GpuDaemon(Daemon):
     """The daemon of the other tests, with a share of the GPU."""
 
-    def __init__(self, memory_mib: int = 256) -> None:
+    def __init__(self, memory_mib: int = 256, augment_on: str = "cpu") -> None:
         super().__init__()
         with self.config.open("a") as config:
-            config.write(f"\n[gpu]\nmemory_mib = {memory_mib}\n")
+            config.write(f'\n[gpu]\nmemory_mib = {memory_mib}\naugment_on = "{augment_on}"\n')
 
 
 @pytest.fixture
@@ -120,6 +120,21 @@ def test_forced_fallback_is_bit_equal() -> None:
             loader = daemon.loader(batch_size=BATCH, device="cuda:0", policy="autoaugment-cifar10")
         with loader:
             check(list(loader), expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("augment_on", ["gpu", "auto"])
+@pytest.mark.parametrize("policy", ["autoaugment-cifar10", "trivial-wide"])
+def test_what_is_augmented_there_is_what_the_processors_make(augment_on: str, policy: str) -> None:
+    options = {"policy": policy, "crop": {"kind": "pad", "size": 32, "pad": 4}, "hflip": True}
+    with GpuDaemon(augment_on=augment_on) as daemon:
+        daemon.start()
+        with daemon.loader("colour", batch_size=BATCH, **options) as loader:
+            expected = [(images.clone(), labels.clone()) for images, labels in loader]
+        with daemon.loader("colour", batch_size=BATCH, device="cuda:0", **options) as loader:
+            check([(images.clone(), labels.clone()) for images, labels in loader], expected)
+        log = daemon.log.read_text()
+        assert ("augments_on_gpu=true" if augment_on == "gpu" else "chosen=") in log
 
 
 CONSUMER = """

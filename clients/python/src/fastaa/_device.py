@@ -22,6 +22,7 @@ import os
 import re
 import warnings
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from ._arrays import Arrays
@@ -264,9 +265,9 @@ class Copier:
                 self._under_way.appendleft(first)
                 raise
 
-    def __del__(self) -> None:
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
         # What was yielded may still be under way: until then its slot must not be filled anew.
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             return
         while self._under_way:
             try:

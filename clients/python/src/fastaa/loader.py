@@ -295,7 +295,7 @@ class Loader:
                 if self._copier is None or self._copier.uuid is None:
                     raise
                 self._disconnect(alive=True)
-                self._copier.copies_because(str(error.args[0]))
+                self._copier.copies_because(str(error).split("\n", 1)[0])
             except _reconnect.PASSING as error:
                 self._disconnect(alive=False)
                 if not self._patience.wait(error):
@@ -480,6 +480,9 @@ class Loader:
                     "make a new fastaa.Loader",
                 )
             self._connection, self._is_started = connection, False
+            # What a stream is stays; where its parts lie in a slot may be another matter now.
+            self._welcome = connection.welcome
+            self._maker = ArrayMaker(connection.welcome, self._output)
             self._attach(connection)
             if self._closed:
                 self._disconnect(alive=True)
