@@ -63,7 +63,7 @@ def check(found: list[tuple[Any, Any]], expected: list[tuple[Any, Any]]) -> None
         assert torch.equal(labels.cpu(), host_labels)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize(
     "options",
     [
@@ -86,7 +86,7 @@ def test_ipc_is_bit_equal_to_the_host(daemon: GpuDaemon, options: dict[str, Any]
     check(found, expected)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_the_stream_that_is_current_is_waited_for(daemon: GpuDaemon) -> None:
     expected = on_host(daemon)
     found = []
@@ -99,7 +99,7 @@ def test_the_stream_that_is_current_is_waited_for(daemon: GpuDaemon) -> None:
     check(found, expected)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_tensors_outlive_their_loader(daemon: GpuDaemon) -> None:
     expected = on_host(daemon)
     loader = daemon.loader(batch_size=BATCH, device="cuda:0")
@@ -122,7 +122,7 @@ def test_forced_fallback_is_bit_equal() -> None:
             check(list(loader), expected)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("augment_on", ["gpu", "auto"])
 @pytest.mark.parametrize("policy", ["autoaugment-cifar10", "trivial-wide"])
 def test_what_is_augmented_there_is_what_the_processors_make(augment_on: str, policy: str) -> None:

@@ -226,7 +226,7 @@ class Target(NamedTuple):
     address: str | None
     token: str
 
-    def connect(self, request: _messages.StreamRequest, copier: Copier | None) -> Connection:
+    def connect(self, request: _messages.StreamRequest, copier: Copier | None = None) -> Connection:
         """A new session; its batches are on the copier's GPU, if that can be."""
 
         def hello(gpu: bytes | None) -> _messages.ClientHello:
