@@ -563,14 +563,20 @@ def test_a_forked_child_keeps_no_memory(host: GpuHost) -> None:
     child = os.fork()
     if child == 0:
         os.close(write_end)
+        sys.unraisablehook = lambda _: os._exit(1)
+        # It forks again, when there is nothing to leave any more.
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
         os.read(read_end, 1)
-        os._exit(0)
+        os._exit(status)
     loader.close()
     del loader
     gc.collect()
     wait_until(host.is_empty, "the daemon has freed the GPU's memory")
     os.close(write_end)
-    os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(read_end)
 
 

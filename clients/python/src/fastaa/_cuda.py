@@ -202,8 +202,9 @@ class ImportedSlab:
     def leave(self) -> None:
         """In a forked child: CUDA does not work, and the memory is the parent's alone."""
         self._address = 0
-        os.close(self._pipe)
-        self._pipe = -1
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._address:
