@@ -21,8 +21,6 @@ pub mod render;
 pub mod sample;
 pub mod shared;
 #[cfg(feature = "torch")]
-pub mod tensor_batch;
-#[cfg(feature = "torch")]
 pub mod tensor_finish;
 pub mod workers;
 mod write;

@@ -322,7 +322,7 @@ impl CompiledRecipe {
     }
 
     /// Pixels that need no loading: see [`Loading::as_it_is`].
-    pub(super) fn as_it_is<'a>(
+    fn as_it_is<'a>(
         &self,
         source: Source<'a>,
         key: SampleKey,
@@ -331,7 +331,7 @@ impl CompiledRecipe {
     }
 
     /// Whether the image of `key` is mirrored.
-    pub(super) fn flips(&self, key: SampleKey) -> bool {
+    fn flips(&self, key: SampleKey) -> bool {
         self.hflip && key.rng(Purpose::Flip).coin()
     }
 

@@ -1,4 +1,5 @@
-//! Whole batches by the tensor path against those of the CPU path, byte for byte.
+//! Batches in two halves, loaded by the processors and finished by the tensor path, against those
+//! that the processors make alone, byte for byte.
 
 #![cfg(feature = "torch")]
 #![allow(clippy::unwrap_used, reason = "test code, but not all in a #[test]")]
@@ -8,10 +9,12 @@ mod torch_support;
 
 use fastaa::augment::PreparedPolicy;
 use fastaa::dataset::{Content, ImageKind, Label, Sample, Split, SplitInfo};
+use fastaa::gpu::{FinishPlace, Where};
 use fastaa::image::decode::DecodeLimits;
+use fastaa::pipeline::on_device::{FinishOnDevice, loading_half};
 use fastaa::pipeline::recipe::Recipe;
 use fastaa::pipeline::render::{CompiledRecipe, RenderScratch, SampleKey};
-use fastaa::pipeline::tensor_batch::{TensorBatchError, TensorRecipe};
+use fastaa::pipeline::tensor_finish::TensorFinish;
 use fastaa::policy::load_reference;
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -22,40 +25,75 @@ use torch_support::test_device;
 const N: u64 = 40;
 const POLICIES: [&str; 4] = ["none", "autoaugment-cifar10", "trivial-wide", "randaugment(3,9)"];
 
-fn compile(recipe: &serde_json::Value, info: &SplitInfo) -> CompiledRecipe {
-    let recipe: Recipe = serde_json::from_value(recipe.clone()).unwrap();
-    CompiledRecipe::new(&recipe, info, DecodeLimits::default()).unwrap()
+const SEED: u64 = 9;
+
+/// Whose memory that of the test's device is.
+fn place() -> Where {
+    match test_device() {
+        Device::Cuda(ordinal) => Where::Gpu(ordinal),
+        _ => Where::Host,
+    }
+}
+
+fn to_device(bytes: &[u8]) -> Tensor {
+    Tensor::from_slice(bytes).to_device(test_device())
 }
 
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {
-    let tensor = tensor.contiguous().to_device(Device::Cpu);
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    Vec::try_from(tensor.to_device(Device::Cpu)).unwrap()
+}
+
+/// All samples of an epoch, as the processors make them.
+fn rendered(
+    recipe: &CompiledRecipe,
+    samples: &[Sample<'_>],
+    policy: &PreparedPolicy,
+    epoch: u64,
+) -> Vec<u8> {
+    let n_bytes = recipe.shape().pixel_bytes();
+    let (mut bytes, mut scratch) = (vec![0; samples.len() * n_bytes], RenderScratch::default());
+    for ((sample_idx, sample), out) in (0_u64..).zip(samples).zip(bytes.chunks_exact_mut(n_bytes)) {
+        let key = SampleKey { seed: SEED, epoch, sample_idx };
+        recipe.render(sample, policy, key, &mut scratch, out).unwrap();
+    }
     bytes
 }
 
-/// Renders `samples` both ways, with every policy.
-fn compare(recipe: &serde_json::Value, info: &SplitInfo, samples: &[Sample<'_>]) {
-    let compiled = compile(recipe, info);
-    let on_device = TensorRecipe::new(&compiled, test_device()).unwrap();
-    let mut scratch = RenderScratch::default();
+/// Makes `samples` both ways, with every policy; skips one of them on the device, as
+/// `on_error = "skip"` does with damaged ones. Gives how often there were two halves.
+fn compare(recipe: &serde_json::Value, info: &SplitInfo, samples: &[Sample<'_>]) -> usize {
+    const SKIPPED: usize = 3;
+    let mut n_compared = 0;
     for name in POLICIES {
+        let recipe =
+            Recipe { policy: name.to_owned(), ..serde_json::from_value(recipe.clone()).unwrap() };
+        let compile = |recipe| CompiledRecipe::new(recipe, info, DecodeLimits::default()).unwrap();
+        let Some(half) = loading_half(&recipe) else { continue };
+        let (whole, half) = (compile(&recipe), compile(&half));
+        let n_skipped_bytes = whole.shape().pixel_bytes();
+        let finish = TensorFinish::new(compile(&recipe), SEED);
+        assert_eq!(finish.shape(), whole.shape());
         let policy = PreparedPolicy::new(&load_reference(name).unwrap());
+        let mut marks: Vec<i64> = (0..).take(samples.len()).collect();
+        marks[SKIPPED] = -1 - marks[SKIPPED];
         for epoch in 0..2 {
-            let keyed: Vec<_> = (0_u64..)
-                .zip(samples)
-                .map(|(sample_idx, sample)| (*sample, SampleKey { seed: 9, epoch, sample_idx }))
-                .collect();
-            let mut expected = Vec::new();
-            for (sample, key) in &keyed {
-                let mut out = vec![0; compiled.shape().pixel_bytes()];
-                compiled.render(sample, &policy, *key, &mut scratch, &mut out).unwrap();
-                expected.extend(out);
-            }
-            let found = on_device.render(&compiled, &keyed, &policy, &mut scratch).unwrap();
-            assert!(bytes_of(&found) == expected, "{recipe} {name}");
+            let expected = rendered(&whole, samples, &policy, epoch);
+            let loaded = rendered(&half, samples, &PreparedPolicy::default(), epoch);
+            let source = to_device(&loaded);
+            let target = to_device(&vec![0xA5; expected.len()]);
+            let (source_at, target_at) =
+                (source.data_ptr().expose_provenance(), target.data_ptr().expose_provenance());
+            let place = FinishPlace { at: place(), source: source_at, target: target_at };
+            finish.finish(&policy, epoch, &marks, place).unwrap();
+            let found = bytes_of(&target);
+            let (skipped, after) = (SKIPPED * n_skipped_bytes, (SKIPPED + 1) * n_skipped_bytes);
+            assert!(found[..skipped] == expected[..skipped], "{recipe:?}");
+            assert!(found[after..] == expected[after..], "{recipe:?}");
+            assert!(bytes_of(&source) == loaded, "the slot is only read: {recipe:?}");
+            n_compared += 1;
         }
     }
+    n_compared
 }
 
 fn raw(shape: [usize; 3], planar: bool) -> MemorySplit {
@@ -81,11 +119,11 @@ fn raw_images_in_every_order_dtype_and_layout() {
                     "cutout": 8, "dtype": dtype, "layout": layout,
                     "normalize": {"mean": norm, "std": norm},
                 });
-                compare(&recipe, split.info(), &samples);
+                assert_eq!(compare(&recipe, split.info(), &samples), 2 * POLICIES.len());
             }
         }
         let resized = json!({"crop": {"kind": "random-resized", "size": 24}, "hflip": true});
-        compare(&resized, split.info(), &samples);
+        assert_eq!(compare(&resized, split.info(), &samples), 2 * POLICIES.len());
     }
 }
 
@@ -119,26 +157,6 @@ fn files_with_jitter_erasing_and_views() {
         }),
         json!({"crop": {"kind": "random-resized", "size": 32}, "channels": 1, "cutout": 6}),
     ] {
-        compare(&recipe, &info, &samples);
+        assert!(compare(&recipe, &info, &samples) >= 2 * (POLICIES.len() - 1));
     }
-}
-
-#[test]
-fn what_cannot_be_made_is_told() {
-    let split = raw([8, 8, 3], false);
-    let mixed = compile(&json!({"mix": {"mixup": 0.2}}), split.info());
-    let error = TensorRecipe::new(&mixed, Device::Cpu).unwrap_err();
-    assert!(matches!(error, TensorBatchError::Mix));
-    assert!(error.to_string().contains("leave it out of the recipe"), "{error}");
-
-    let info =
-        SplitInfo { images: ImageKind::Encoded { turns_by_exif: false }, ..split.info().clone() };
-    let recipe = compile(&json!({"crop": {"kind": "random-resized", "size": 8}}), &info);
-    let on_device = TensorRecipe::new(&recipe, test_device()).unwrap();
-    let sample = Sample { content: Content::Encoded(b"\xFF\xD8\xFFno"), label: Label::Class(0) };
-    let keyed = [(sample, SampleKey { seed: 0, epoch: 0, sample_idx: 0 })];
-    let policy = PreparedPolicy::default();
-    let error = on_device.render(&recipe, &keyed, &policy, &mut RenderScratch::default());
-    let error = error.unwrap_err().to_string();
-    assert!(error.starts_with("sample 0 of the batch: damaged or cut off"), "{error}");
 }
