@@ -26,8 +26,8 @@ pub const SESSION_FDS: u64 = 7;
 /// File descriptors that are kept for everything else: files, control and TCP connections.
 pub const RESERVED_FDS: u64 = 128;
 
-/// Commands to a GPU's thread, and news from it, that wait at once.
-pub const GPU_COMMANDS_MAX: usize = 4096;
+/// News from the threads of slabs on GPUs that wait at once.
+pub const GPU_NEWS_MAX: usize = 4096;
 
 /// Most slots in one consumer's slab.
 pub const SLOTS_MAX: u32 = 256;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::augment::PreparedPolicy;
 use crate::config::{AugmentOn, with_suggestion};
-use crate::dataset::{ImageKind, Split, SplitInfo};
+use crate::dataset::{ImageKind, Split};
 use crate::idle::demand::{Consumer, DemandBoard};
 use crate::image::decode::DecodeLimits;
 use crate::limits::PREPARED_POLICIES_MAX;
@@ -71,21 +71,15 @@ impl StreamProvider for Provider {
         self.store.resolve(&recipe.policy, &request.dataset).map_err(refuse_policy)?;
         let is_cut = has_gpu && self.augment_on != AugmentOn::Cpu;
         let loading = is_cut.then(|| loading_half(&recipe)).flatten();
-        let finish =
-            loading.as_ref().and_then(|_| on_gpu(&recipe, split.info(), self.limits, request));
-        let mut rates = None;
-        let (compiled, finish) = match loading.zip(finish) {
+        let (compiled, finish) = match loading {
             None => (compiled, None),
-            Some((loading, finish)) => {
-                let half = CompiledRecipe::new(&loading, split.info(), self.limits);
-                let half = half.map_err(refuse_recipe)?;
-                if self.augment_on == AugmentOn::Auto {
-                    let policy = self.prepare(&recipe.policy, &request.dataset);
-                    let policy = policy.map_err(refuse_policy)?.prepared;
-                    rates = Some(self.measure(&*split, [&compiled, &half], policy));
+            Some(loading) => match on_gpu(compiled, request.seed) {
+                Err(compiled) => (*compiled, None),
+                Ok(finish) => {
+                    let half = CompiledRecipe::new(&loading, split.info(), self.limits);
+                    (half.map_err(refuse_recipe)?, Some(finish))
                 }
-                (half, Some(finish.map_err(refuse_recipe)?))
-            }
+            },
         };
         let recipe_json = serde_json::to_string(&recipe)
             .map_err(|error| Refusal::new(ErrorCode::Internal, error.to_string()))?;
@@ -110,13 +104,28 @@ impl StreamProvider for Provider {
             policy_reference: recipe.policy,
             total_epochs: recipe.total_epochs,
             recipe_json,
+            must_pay: finish.is_some() && self.augment_on == AugmentOn::Auto,
             finish,
-            rates,
         })
     }
 
     fn demanded(&self, pid: Option<i32>) {
         self.demand.took(Consumer(pid.and_then(|pid| u32::try_from(pid).ok())));
+    }
+
+    fn measure(&self, stream: &OpenedStream, dataset: &str) -> Result<CpuRates, Refusal> {
+        let policy = self.prepare(&stream.policy_reference, dataset).map_err(refuse_policy)?;
+        let StreamSpec { split, recipe: half, .. } = &*stream.spec;
+        let whole = stream.finish.as_deref().map_or(half, FinishOnDevice::whole);
+        let none = PreparedPolicy::default();
+        // The files come from the disk once for both.
+        images_per_second(half, &**split, &none);
+        let n_threads = self.n_threads as f64;
+        Ok(CpuRates {
+            whole: n_threads * images_per_second(whole, &**split, &policy.prepared),
+            loading: n_threads * images_per_second(half, &**split, &none),
+            policy: policy.prepared,
+        })
     }
 
     fn epoch_policy(
@@ -154,24 +163,6 @@ impl Provider {
         let recipe = self.defaults.overridden(&overrides).map_err(refuse_recipe)?;
         recipe.validate().map_err(refuse_recipe)?;
         Ok(recipe)
-    }
-
-    /// What the workers would make of the whole recipe, and of its first half.
-    fn measure(
-        &self,
-        split: &dyn Split,
-        [whole, half]: [&CompiledRecipe; 2],
-        policy: Arc<PreparedPolicy>,
-    ) -> CpuRates {
-        let none = PreparedPolicy::default();
-        // The files come from the disk once for both.
-        images_per_second(half, split, &none);
-        let n_threads = self.n_threads as f64;
-        CpuRates {
-            whole: n_threads * images_per_second(whole, split, &policy),
-            loading: n_threads * images_per_second(half, split, &none),
-            policy,
-        }
     }
 
     /// What a stream's own reference means now, and whether the search made it so.
@@ -254,28 +245,20 @@ fn refuse_policy(error: PolicyError) -> Refusal {
     Refusal::new(code, error.to_string()).with_hint(hint)
 }
 
-/// What finishes batches of the recipe on a GPU; `None`: this program has no libtorch.
+/// What finishes batches of the recipe on a GPU; gives it back if this program has no libtorch.
 #[cfg(feature = "torch")]
-#[allow(clippy::unnecessary_wraps, reason = "the twin without libtorch gives nothing")]
+#[allow(clippy::unnecessary_wraps, reason = "the twin without libtorch gives it back")]
 fn on_gpu(
-    recipe: &Recipe,
-    info: &SplitInfo,
-    limits: DecodeLimits,
-    request: &StreamRequest,
-) -> Option<Result<Arc<dyn FinishOnDevice>, RecipeError>> {
-    let whole = CompiledRecipe::new(recipe, info, limits);
-    Some(whole.map(|whole| Arc::new(TensorFinish::new(whole, request.seed)) as _))
+    whole: CompiledRecipe,
+    seed: u64,
+) -> Result<Arc<dyn FinishOnDevice>, Box<CompiledRecipe>> {
+    Ok(Arc::new(TensorFinish::new(whole, seed)))
 }
 
 /// See the other one.
 #[cfg(not(feature = "torch"))]
-fn on_gpu(
-    _: &Recipe,
-    _: &SplitInfo,
-    _: DecodeLimits,
-    _: &StreamRequest,
-) -> Option<Result<Arc<dyn FinishOnDevice>, RecipeError>> {
-    None
+fn on_gpu(whole: CompiledRecipe, _: u64) -> Result<Arc<dyn FinishOnDevice>, Box<CompiledRecipe>> {
+    Err(Box::new(whole))
 }
 
 /// How many of the first samples one thread makes per second; 0 if it can make none.

@@ -39,7 +39,8 @@ fn refusal(what: &'static str, error: result::DriverError) -> GpuError {
     GpuError::Cuda { what, problem }
 }
 
-/// A GPU's primary context, which libtorch uses, too: current in the thread that made it.
+/// A GPU's primary context, the one that libtorch uses, too: current in the thread that made it.
+/// CUDA counts who retains it, and destroys it behind the last one.
 pub(super) struct Context {
     device: sys::CUdevice,
     ordinal: usize,
@@ -193,6 +194,19 @@ impl Event {
         // SAFETY: a live event of this thread's context, whose default stream is always there.
         let recorded = unsafe { result::event::record(self.0, result::stream::null()) };
         recorded.map_err(|error| refusal("cuEventRecord", error))
+    }
+
+    /// Has the later work of the default stream wait until it has passed. Does not wait itself,
+    /// and what is recorded later does not count.
+    ///
+    /// # Errors
+    /// CUDA's.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn holds_default(&self, _: &Context) -> Result<(), GpuError> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: a live event of this thread's context, whose default stream is always there.
+        let queued = unsafe { result::stream::wait_event(result::stream::null(), self.0, flags) };
+        queued.map_err(|error| refusal("cuStreamWaitEvent", error))
     }
 
     /// Whether it has passed. Does not wait.

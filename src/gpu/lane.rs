@@ -1,87 +1,95 @@
-//! The thread of one GPU: it owns the context, the stream of copies, and every slab's memory there.
+//! The thread of one slab on a GPU: it owns the memory there, the stream of its copies, and their
+//! events.
 //!
 //! *Slots*: the session says when a slot may be copied and when the consumer has released it; this
-//! thread only says when the GPU is done. It never waits for whom it tells. The GPU it waits for
-//! while a slab is opened or freed, and where libtorch does while a batch is finished: the GPU's
-//! other consumers then wait for their copies as well.
+//! thread only says when the GPU is done. It never waits for whom it tells. Where it waits for the
+//! GPU, as while the slab is made, or where libtorch does while a batch is finished, this slab's
+//! consumer alone waits for it.
 //!
 //! *Failure*: an error of CUDA usually stays with its process until the end. After one, or a panic
-//! (a driver without one of the functions), copies fail with it in words, no slab is opened until
-//! the thread has ended with its last slab, and the streams of the host go on.
+//! (a driver without one of the functions), copies fail with it in words, no slab is opened on this
+//! GPU until the last one there has gone, and the streams of the host go on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvError, Sender, bounded, never};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
-use crate::limits::GPU_COMMANDS_MAX;
-
+use super::card::{Card, Share};
 use super::driver::{Context, Event, Locked, Memory, Stream};
 use super::outbox::Outbox;
 use super::{
-    Exported, Finish, FinishPlace, FinishedLayout, GpuError, GpuNews, HostSlab, Importer, Uuid,
-    Where, uuid_text,
+    Exported, Finish, FinishPlace, FinishedLayout, GpuError, GpuNews, HostSlab, Importer, Where,
+    uuid_text,
 };
 
 /// How often the GPU is asked while something is under way: at first, and after a while in vain.
 const GPU_LOOK_MIN: Duration = Duration::from_micros(100);
 const GPU_LOOK_MAX: Duration = Duration::from_millis(2);
-/// How often an importer is asked whether it has closed what a session has left behind.
-const IMPORTER_LOOK: Duration = Duration::from_millis(50);
+/// How long a process takes to end after its files were closed.
+const DYING_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How long a GPU is kept without a slab: a context takes its time, and another loader may come.
 const LINGER: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile whether one has come.
+const LINGER_LOOK: Duration = Duration::from_millis(50);
 
 /// Tells one asker how an upload ended.
 pub(super) type Reply = Sender<Result<(), String>>;
+/// What comes of opening a slab.
+type Answer = Result<Exported, GpuError>;
 
-/// What a GPU's thread is told.
+/// What a slab's thread is told. No more commands: the session has ended.
 pub(super) enum Command {
-    Open {
-        slab: u64,
-        host: HostSlab,
-        importer: Importer,
-        reply: Sender<Result<Exported, GpuError>>,
-    },
     Upload {
-        slab: u64,
         slot: u32,
         finish: Option<Finish>,
         /// Who is told of the end, instead of the news.
         reply: Option<Reply>,
     },
     Reclaim {
-        slab: u64,
         slot: u32,
-    },
-    Close {
-        slab: u64,
     },
 }
 
-/// Begins a thread for the GPU `uuid`. It ends some time after its last slab.
+/// Begins the thread of a new slab, and gives what it takes commands from and what it answers.
 pub(super) fn start(
-    uuid: Uuid,
-    memory_bytes: u64,
-    news: Sender<GpuNews>,
-    wake: Arc<dyn Fn() + Send + Sync>,
-) -> Sender<Command> {
-    let (sender, commands) = bounded(GPU_COMMANDS_MAX);
+    card: Arc<Card>,
+    host: HostSlab,
+    importer: Importer,
+    outbox: Outbox,
+) -> (Sender<Command>, Receiver<Answer>) {
+    // A slot is copied, or taken back, or both in turn.
+    let (sender, mut commands) = bounded(2 * host.n_slots as usize + 2);
+    let (reply, answer) = bounded(1);
     let work = move || {
-        let outbox = Outbox::new(news, wake);
-        let begun = guarded(|| Lane::new(uuid, memory_bytes, outbox));
-        match begun.and_then(std::convert::identity) {
-            Ok(lane) => lane.live(&commands),
-            Err(error) => refuse_first(&commands, &error),
+        let opened = guarded(|| Lane::open(&card, host, importer, outbox));
+        match opened.and_then(std::convert::identity) {
+            Ok((mut lane, exported)) => {
+                // If nobody waits any more, nobody knows of it.
+                let is_known = reply.send(Ok(exported)).is_ok();
+                if !is_known || lane.live(&mut commands) {
+                    lane.leave(&card);
+                } else {
+                    // The importer may have the memory open still: it goes with the process.
+                    std::mem::forget(lane);
+                }
+            }
+            Err(error) => {
+                debug!(%error, "no slab on the GPU");
+                // Fails only if the asker has given up.
+                let _ = reply.send(Err(error));
+            }
         }
     };
-    // Without a thread the receiver is gone, and `open` says that nobody answers.
-    let _ = std::thread::Builder::new().name("gpu".into()).spawn(work);
-    sender
+    // Without a thread the reply's sender is gone, and `open` says that nobody answers.
+    let _ = std::thread::Builder::new().name("gpu-slab".into()).spawn(work);
+    (sender, answer)
 }
 
 /// Makes an error of a panic.
@@ -94,16 +102,6 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, GpuError> {
     })
 }
 
-/// Tells whoever asked first why there is no context.
-fn refuse_first(commands: &Receiver<Command>, error: &GpuError) {
-    while let Ok(command) = commands.recv_timeout(IMPORTER_LOOK) {
-        if let Command::Open { reply, .. } = command {
-            // Fails only if the asker has given up.
-            let _ = reply.send(Err(error.clone()));
-        }
-    }
-}
-
 /// A slab's memory on the GPU. Fields drop in this order: events, then memory, then the lock.
 struct Held {
     /// Recorded by the importer, one per slot.
@@ -113,192 +111,71 @@ struct Held {
     memory: Memory,
     /// What batches are finished from, if that is done here, and whose memory it is.
     staging: Option<(Memory, Where)>,
-    n_bytes: u64,
     _locked: Option<Locked>,
+    stream: Stream,
     host: HostSlab,
     importer: Importer,
-    is_closed: bool,
+    share: Share,
 }
 
-/// A slot on its way.
+/// A slot on its way to the GPU.
 struct Upload {
-    pending: Pending,
-    /// What is to be done when it is there.
-    finish: Option<Finish>,
-    reply: Option<Reply>,
-}
-
-/// A copy on its way, or a slot that the consumer's GPU work may still read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Pending {
-    slab: u64,
     slot: u32,
+    /// What has gone wrong already: told when the slot is not read any more.
+    problem: Option<String>,
+    reply: Option<Reply>,
 }
 
 // The context is declared last, for it must be dropped last.
 struct Lane {
-    uuid: Uuid,
-    memory_bytes: u64,
     outbox: Outbox,
+    /// In the order of their events.
     uploads: VecDeque<Upload>,
-    reclaims: Vec<Pending>,
+    /// Slots that the consumer's GPU work may still read.
+    reclaims: Vec<u32>,
     /// How long the next look at the GPU waits, and whether the last one saw something.
     look: Duration,
     has_news: bool,
     broken: Option<GpuError>,
-    /// Why no more batches are finished here.
-    no_finish: Option<String>,
-    held: HashMap<u64, Held>,
-    stream: Stream,
+    held: Held,
     context: Context,
 }
 
 impl Lane {
-    fn new(uuid: Uuid, memory_bytes: u64, outbox: Outbox) -> Result<Self, GpuError> {
-        let context = Context::open(uuid)?;
-        let stream = Stream::new(&context)?;
-        info!(gpu = uuid_text(uuid), "uses a GPU for batches");
-        Ok(Self {
-            uuid,
-            memory_bytes,
-            outbox,
-            uploads: VecDeque::new(),
-            reclaims: Vec::new(),
-            look: GPU_LOOK_MIN,
-            has_news: false,
-            broken: None,
-            no_finish: None,
-            held: HashMap::new(),
-            stream,
-            context,
-        })
-    }
-
-    /// Until there was no slab for long, or the daemon ends.
-    fn live(mut self, commands: &Receiver<Command>) {
-        let is_over = loop {
-            match guarded(|| self.run(commands)) {
-                Ok(is_over) => break is_over,
-                Err(error) if guarded(|| self.give_up(error.clone())).is_ok() => {}
-                Err(_) => break false,
-            }
-        };
-        if !is_over {
-            // Consumers may have the memory open still: it goes with the process.
-            std::mem::forget(self);
-        }
-    }
-
-    /// `true`: there was no slab for long; `false`: the daemon is ending.
-    fn run(&mut self, commands: &Receiver<Command>) -> bool {
-        let mut last_used = Instant::now();
-        loop {
-            match self.next_command(commands) {
-                Ok(command) => {
-                    self.obey(command);
-                    continue;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
-            self.look_at_gpu();
-            self.outbox.flush();
-            self.free_closed();
-            if !self.held.is_empty() || !self.outbox.is_empty() {
-                last_used = Instant::now();
-            } else if last_used.elapsed() > LINGER {
-                info!(gpu = uuid_text(self.uuid), "leaves the GPU");
-                return true;
-            }
-        }
-    }
-
-    /// After a panic in the driver's library: nothing under way is asked for any more.
-    fn give_up(&mut self, error: GpuError) {
-        for upload in std::mem::take(&mut self.uploads) {
-            self.uploaded(upload, Some(error.to_string()));
-        }
-        for Pending { slab, slot } in std::mem::take(&mut self.reclaims) {
-            self.outbox.push(GpuNews::Reclaimed { slab, slot });
-        }
-        self.breaks(error);
-    }
-
-    /// A command, if one is there; else waits as long as nothing else is to be looked at.
-    fn next_command(&mut self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        let is_busy =
-            !self.uploads.is_empty() || !self.reclaims.is_empty() || !self.outbox.is_empty();
-        // A trainer that computes for long, or stands still, is asked less and less often.
-        self.look = if self.has_news { GPU_LOOK_MIN } else { (2 * self.look).min(GPU_LOOK_MAX) };
-        self.has_news = false;
-        commands.recv_timeout(if is_busy { self.look } else { IMPORTER_LOOK })
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Open { slab, host, importer, reply } => {
-                let opened = self.open(slab, host, importer);
-                if let Err(error) = &opened {
-                    debug!(%error, "no slab on the GPU");
-                }
-                if reply.send(opened).is_err() {
-                    // Nobody knows of it.
-                    self.held.remove(&slab);
-                }
-            }
-            Command::Upload { slab, slot, finish, reply } => {
-                self.has_news = true;
-                self.upload(Upload { pending: Pending { slab, slot }, finish, reply });
-            }
-            Command::Reclaim { slab, slot } => self.reclaims.push(Pending { slab, slot }),
-            Command::Close { slab } => {
-                if let Some(held) = self.held.get_mut(&slab) {
-                    held.is_closed = true;
-                }
-            }
-        }
-        self.look_at_gpu();
-    }
-
     fn open(
-        &mut self,
-        slab: u64,
+        card: &Arc<Card>,
         host: HostSlab,
         importer: Importer,
-    ) -> Result<Exported, GpuError> {
-        if let Some(broken) = &self.broken {
-            return Err(broken.clone());
-        }
-        // What was given up just now makes room.
-        self.free_closed();
-        if let Some(reason) = self.no_finish.as_ref().filter(|_| host.finished.is_some()) {
-            return Err(GpuError::NoFinish(reason.clone()));
-        }
+        outbox: Outbox,
+    ) -> Result<(Self, Exported), GpuError> {
         let n_slots = host.n_slots as usize;
         let n_host_bytes = n_slots * host.slot_bytes;
         let n_finished_bytes = host.finished.map(|finished| n_slots * finished.slot_bytes);
         let n_memory_bytes = n_finished_bytes.unwrap_or(n_host_bytes);
         let n_staged_bytes = n_finished_bytes.map_or(0, |_| Memory::rounded(n_host_bytes));
         let n_bytes = (Memory::rounded(n_memory_bytes) + n_staged_bytes) as u64;
-        self.check_share(n_bytes)?;
-        let (memory, handle) = Memory::exported(&self.context, n_memory_bytes)?;
+
+        let context = Context::open(card.uuid)?;
+        let share = card.share(n_bytes, host.finished.is_some())?;
+        let (memory, handle) = Memory::exported(&context, n_memory_bytes)?;
         let mut staging = None;
         if host.finished.is_some() {
-            let staged = Memory::new(&self.context, n_host_bytes)?;
-            let place = self.context.place_of(&staged)?;
+            let staged = Memory::new(&context, n_host_bytes)?;
+            let place = context.place_of(&staged)?;
             staging = Some((staged, place));
         }
         let (mut used, mut copied, mut events) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..n_slots {
-            let (event, handle) = Event::exported(&self.context)?;
+            let (event, handle) = Event::exported(&context)?;
             used.push(event);
             events.push(handle);
-            copied.push(Event::new(&self.context)?);
+            copied.push(Event::new(&context)?);
         }
+        let stream = Stream::new(&context)?;
         let keep_alive = Arc::clone(&host.keep_alive);
         #[allow(unsafe_code, reason = "the slab's owner is handed over")]
         // SAFETY: `keep_alive` is what keeps the slab mapped.
-        let locked = unsafe { Locked::new(&self.context, host.address, n_host_bytes, keep_alive) };
+        let locked = unsafe { Locked::new(&context, host.address, n_host_bytes, keep_alive) };
         let locked = locked.inspect_err(|error| {
             warn!(%error, "a slab cannot be page-locked, so copies to the GPU take longer");
         });
@@ -307,50 +184,138 @@ impl Lane {
             copied,
             memory,
             staging,
-            n_bytes,
             _locked: locked.ok(),
+            stream,
             host,
             importer,
-            is_closed: false,
+            share,
         };
-        self.held.insert(slab, held);
-        Ok(Exported { memory: handle, events })
+        let lane = Self {
+            outbox,
+            uploads: VecDeque::new(),
+            reclaims: Vec::new(),
+            look: GPU_LOOK_MIN,
+            has_news: false,
+            broken: None,
+            held,
+            context,
+        };
+        Ok((lane, Exported { memory: handle, events }))
     }
 
-    fn check_share(&self, n_bytes: u64) -> Result<(), GpuError> {
-        let used_bytes: u64 = self.held.values().map(|held| held.n_bytes).sum();
-        if used_bytes + n_bytes <= self.memory_bytes {
-            return Ok(());
-        }
-        let mib = |bytes: u64| bytes >> 20;
-        let (cap_mib, used_mib) = (mib(self.memory_bytes), mib(used_bytes));
-        Err(GpuError::Cap { cap_mib, used_mib, wanted_mib: mib(n_bytes) })
-    }
-
-    fn upload(&mut self, upload: Upload) {
-        let Pending { slab, slot } = upload.pending;
-        if !self.held.contains_key(&slab) {
-            return;
-        }
-        // First, so that a panic loses nothing.
-        self.uploads.push_back(upload);
-        let begun = match (&self.broken, self.held.get(&slab)) {
-            (Some(broken), _) => Err(broken.clone()),
-            (None, Some(held)) => copy(held, slot as usize, &self.stream),
-            (None, None) => Ok(()),
-        };
-        if let Err(error) = begun {
-            self.breaks(error.clone());
-            if let Some(upload) = self.uploads.pop_back() {
-                self.uploaded(upload, Some(error.to_string()));
+    /// Until the session has ended and nothing of it is under way; `false`: the driver's library
+    /// cannot even be told that it has failed.
+    fn live(&mut self, commands: &mut Receiver<Command>) -> bool {
+        loop {
+            match guarded(|| self.run(commands)) {
+                Ok(()) => return true,
+                Err(error) if guarded(|| self.give_up(error.clone())).is_ok() => {}
+                Err(_) => return false,
             }
         }
     }
 
-    fn uploaded(&mut self, Upload { pending, reply, .. }: Upload, problem: Option<String>) {
-        let Pending { slab, slot } = pending;
+    fn run(&mut self, commands: &mut Receiver<Command>) {
+        let mut is_open = true;
+        while is_open || !self.uploads.is_empty() {
+            match self.next_command(commands) {
+                Ok(Some(command)) => self.obey(command),
+                Ok(None) => {}
+                Err(RecvError) => {
+                    is_open = false;
+                    *commands = never();
+                    // Whose consumer would use its slots again?
+                    self.reclaims.clear();
+                }
+            }
+            self.look_at_gpu();
+            self.outbox.flush();
+        }
+    }
+
+    /// After a panic in the driver's library: nothing under way is asked for any more.
+    fn give_up(&mut self, error: GpuError) {
+        for upload in std::mem::take(&mut self.uploads) {
+            self.uploaded(upload, Some(error.to_string()));
+        }
+        for slot in std::mem::take(&mut self.reclaims) {
+            self.outbox.push(GpuNews::Reclaimed { slab: self.outbox.slab, slot });
+        }
+        self.breaks(error);
+    }
+
+    /// A command, or `None` when it is time to look at the GPU.
+    fn next_command(&mut self, commands: &Receiver<Command>) -> Result<Option<Command>, RecvError> {
+        if self.uploads.is_empty() && self.reclaims.is_empty() && self.outbox.is_empty() {
+            return commands.recv().map(Some);
+        }
+        // A trainer that computes for long, or stands still, is asked less and less often.
+        self.look = if self.has_news { GPU_LOOK_MIN } else { (2 * self.look).min(GPU_LOOK_MAX) };
+        self.has_news = false;
+        match commands.recv_timeout(self.look) {
+            Ok(command) => Ok(Some(command)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(_) => Err(RecvError),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        self.has_news = true;
+        match command {
+            Command::Upload { slot, finish, reply } => {
+                // First, so that a panic loses nothing.
+                self.uploads.push_back(Upload { slot, problem: None, reply });
+                let begun = self.upload(slot as usize, finish);
+                if let Err(error) = begun
+                    && let Some(upload) = self.uploads.pop_back()
+                {
+                    self.breaks(error.clone());
+                    self.uploaded(upload, Some(error.to_string()));
+                }
+            }
+            Command::Reclaim { slot } => self.reclaims.push(slot),
+        }
+    }
+
+    /// Queues a slot's copy, what finishes its batch, and its event.
+    fn upload(&mut self, slot: usize, finish: Option<Finish>) -> Result<(), GpuError> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
+        copy(&self.held, slot)?;
+        let copied = &self.held.copied[slot];
+        copied.record(&self.held.stream)?;
+        if let Some(finish) = finish {
+            copied.holds_default(&self.context)?;
+            if let Err(problem) = self.finish(slot, finish) {
+                self.held.share.no_finish(&problem);
+                if let Some(upload) = self.uploads.back_mut() {
+                    upload.problem = Some(problem);
+                }
+            }
+            // Behind what was queued of a batch that failed, too.
+            self.held.copied[slot].record_default(&self.context)?;
+        }
+        Ok(())
+    }
+
+    /// Queues what makes a batch of an uploaded slot.
+    fn finish(&self, slot: usize, finish: Finish) -> Result<(), String> {
+        let held = &self.held;
+        let Some((finished, (staging, at))) = held.host.finished.zip(held.staging.as_ref()) else {
+            return Err("the slab was not opened for it".to_owned());
+        };
+        let source = staging.address() + slot * held.host.slot_bytes;
+        let target = held.memory.address() + slot * finished.slot_bytes;
+        let place = FinishPlace { at: *at, source, target };
+        guarded(|| finish(place)).map_err(|error| error.to_string())?
+    }
+
+    fn uploaded(&mut self, upload: Upload, problem: Option<String>) {
+        let Upload { slot, problem: own, reply } = upload;
+        let problem = own.or(problem);
         match reply {
-            None => self.outbox.push(GpuNews::Uploaded { slab, slot, problem }),
+            None => self.outbox.push(GpuNews::Uploaded { slab: self.outbox.slab, slot, problem }),
             Some(reply) => {
                 // Fails only if the asker has given up.
                 let _ = reply.send(problem.map_or(Ok(()), Err));
@@ -358,26 +323,12 @@ impl Lane {
         }
     }
 
-    /// Queues what makes a batch of an uploaded slot.
-    fn finish(&mut self, pending: Pending, finish: Finish) -> Result<(), String> {
-        let Some(held) = self.held.get(&pending.slab) else { return Ok(()) };
-        let slot = pending.slot as usize;
-        let Some((finished, (staging, at))) = held.host.finished.zip(held.staging.as_ref()) else {
-            return Err("the slab was not opened for it".to_owned());
-        };
-        let source = staging.address() + slot * held.host.slot_bytes;
-        let target = held.memory.address() + slot * finished.slot_bytes;
-        let place = FinishPlace { at: *at, source, target };
-        guarded(|| finish(place)).map_err(|error| error.to_string())??;
-        held.copied[slot].record_default(&self.context).map_err(|error| error.to_string())
-    }
-
     fn breaks(&mut self, error: GpuError) {
         if self.broken.is_none() {
-            warn!(gpu = uuid_text(self.uuid), %error, "no batches are put on this GPU any more");
+            self.held.share.breaks(&error);
             self.broken = Some(error);
             // What was queued before may still be reading.
-            self.stream.wait();
+            self.held.stream.wait();
         }
     }
 
@@ -385,23 +336,10 @@ impl Lane {
     fn look_at_gpu(&mut self) {
         // What is looked at stays in its queue until it is told, so that a panic loses nothing.
         while let Some(upload) = self.uploads.front() {
-            let pending = upload.pending;
-            let has_passed = self.has_passed(pending, |held| &held.copied);
-            if has_passed == Ok(false) {
-                break;
-            }
-            let finish = self.uploads.front_mut().and_then(|upload| upload.finish.take());
-            let problem = match (has_passed, finish) {
-                (Err(error), _) => Some(error.to_string()),
-                (Ok(_), None) => None,
-                (Ok(_), Some(finish)) => match self.finish(pending, finish) {
-                    // Its event is recorded anew: it is the first one still.
-                    Ok(()) => break,
-                    Err(problem) => {
-                        self.no_finish.get_or_insert_with(|| problem.clone());
-                        Some(problem)
-                    }
-                },
+            let problem = match self.has_passed(upload.slot, |held| &held.copied) {
+                Ok(true) => None,
+                Ok(false) => break,
+                Err(error) => Some(error.to_string()),
             };
             self.has_news = true;
             if let Some(upload) = self.uploads.pop_front() {
@@ -409,53 +347,59 @@ impl Lane {
             }
         }
         let mut at = 0;
-        while let Some(&pending) = self.reclaims.get(at) {
+        while let Some(&slot) = self.reclaims.get(at) {
             // What cannot be asked any more is not read any more either.
-            if let Ok(false) = self.has_passed(pending, |held| &held.used) {
+            if let Ok(false) = self.has_passed(slot, |held| &held.used) {
                 at += 1;
                 continue;
             }
-            let Pending { slab, slot } = self.reclaims.swap_remove(at);
+            self.reclaims.swap_remove(at);
             self.has_news = true;
-            self.outbox.push(GpuNews::Reclaimed { slab, slot });
+            self.outbox.push(GpuNews::Reclaimed { slab: self.outbox.slab, slot });
         }
     }
 
     fn has_passed(
         &mut self,
-        pending: Pending,
+        slot: u32,
         events: impl Fn(&Held) -> &Vec<Event>,
     ) -> Result<bool, GpuError> {
-        let Some(held) = self.held.get(&pending.slab) else { return Ok(true) };
-        let asked = events(held)[pending.slot as usize].has_passed();
+        let asked = events(&self.held)[slot as usize].has_passed();
         asked.inspect_err(|error| self.breaks(error.clone()))
     }
 
-    /// Frees the slabs that neither side needs, nor any copy.
-    fn free_closed(&mut self) {
-        let uploads = &self.uploads;
-        self.held.retain(|slab, held| {
-            let is_read = uploads.iter().any(|upload| upload.pending.slab == *slab);
-            is_read || !held.is_closed || !has_let_go(&held.importer)
-        });
-        // Its consumer is dead, or has closed it: there is nothing to wait for.
-        let held = &self.held;
-        self.reclaims.retain(|pending| held.contains_key(&pending.slab));
+    /// Frees the slab when its importer has closed it, and leaves the GPU some time later.
+    fn leave(self, card: &Card) {
+        let Self { held, context, .. } = self;
+        wait_for(&held.importer);
+        if guarded(|| drop(held)).is_err() {
+            // The context must not go before what is left of it.
+            std::mem::forget(context);
+            return;
+        }
+        // The last one stays, for the next one. Nobody speaks to it.
+        let (began, nobody) = (Instant::now(), never::<()>());
+        while card.is_empty() && began.elapsed() < LINGER {
+            let _ = nobody.recv_timeout(LINGER_LOOK);
+        }
+        if card.is_empty() {
+            info!(gpu = uuid_text(card.uuid), "leaves the GPU");
+        }
     }
 }
 
-fn copy(held: &Held, slot: usize, stream: &Stream) -> Result<(), GpuError> {
+fn copy(held: &Held, slot: usize) -> Result<(), GpuError> {
     let HostSlab { address, slot_bytes, .. } = held.host;
     let begin = slot * slot_bytes;
     let queue = |memory: &Memory, to: usize, from: usize, n_bytes: usize| {
         let source = std::ptr::with_exposed_provenance::<u8>(address + begin + from);
         #[allow(unsafe_code, reason = "the session promises that the slot is left alone")]
         // SAFETY: the bytes lie in the slot, and it in the slab, which `host.keep_alive` keeps
-        // mapped as long as `held` lives, and `held` outlives its copies (`free_closed`). Nobody
+        // mapped as long as `held` lives, and `held` outlives its copies (`Lane::run`). Nobody
         // writes to the slot before the news that it is copied: the session keeps it from its
         // workers (`GpuSlab::upload`).
         unsafe {
-            memory.copy_from(to, source, n_bytes, stream)
+            memory.copy_from(to, source, n_bytes, &held.stream)
         }
     };
     match (&held.staging, held.host.finished) {
@@ -463,21 +407,26 @@ fn copy(held: &Held, slot: usize, stream: &Stream) -> Result<(), GpuError> {
             let FinishedLayout { slot_bytes: n_finished, labels_from, labels_to, labels_bytes } =
                 finished;
             queue(staging, begin, 0, slot_bytes)?;
-            queue(&held.memory, slot * n_finished + labels_to, labels_from, labels_bytes)?;
+            queue(&held.memory, slot * n_finished + labels_to, labels_from, labels_bytes)
         }
-        _ => queue(&held.memory, begin, 0, slot_bytes)?,
+        _ => queue(&held.memory, begin, 0, slot_bytes),
     }
-    held.copied[slot].record(stream)
 }
 
-/// Whether the importing process has closed the memory, or is dead.
-fn has_let_go(importer: &Importer) -> bool {
-    let fires = |fd: &OwnedFd, flags| {
-        let mut fds = [PollFd::new(fd, flags)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok_and(|n_fired| n_fired > 0)
+/// Waits until the importing process has closed the memory, or is dead.
+fn wait_for(importer: &Importer) {
+    let pipe = PollFd::new(&importer.closed, PollFlags::IN);
+    let process = importer.process.as_ref();
+    let process = process.map(|process: &OwnedFd| PollFd::new(process, PollFlags::IN));
+    let wait = |mut fds: Vec<PollFd<'_>>, at_most: Option<&Timespec>| {
+        while poll(&mut fds, at_most) == Err(Errno::INTR) {}
+        fds[0].revents()
     };
-    // A pipe without writers hangs up, which is told unasked.
-    fires(&importer.closed, PollFlags::empty())
-        || importer.process.as_ref().is_some_and(|process| fires(process, PollFlags::IN))
+    let seen = wait(std::iter::once(pipe).chain(process.clone()).collect(), None);
+    // Hung up without a byte: the process is dying, and its work on the GPU with it, or the pipe
+    // has never reached it.
+    let is_dying = seen.contains(PollFlags::HUP) && !seen.contains(PollFlags::IN);
+    if let Some(process) = process.filter(|_| is_dying) {
+        wait(vec![process], Some(&DYING_MAX));
+    }
 }

@@ -1,8 +1,9 @@
 //! Memory of batches on the GPUs of their consumers.
 //!
 //! A *slab on a GPU* is the image of a slab in shared memory: as many slots, of the same layout.
-//! One thread per GPU owns the CUDA context and everything in it; it copies filled slots to the
-//! GPU, tells when a copy is over, and when a consumer's own work on a slot is.
+//! It has a thread of its own, which owns everything of it in CUDA; it copies filled slots to the
+//! GPU, tells when a copy is over, and when a consumer's own work on a slot is. What the slabs of
+//! one GPU have in common is their share of its memory (`card`).
 //!
 //! *Order between the processes*: no stream of one process ever waits for the other process, so
 //! that neither's death can hang the other's GPU work. Towards the consumer a batch is announced
@@ -11,12 +12,13 @@
 //!
 //! *Life of the memory*: it is freed when the session has ended **and** the importing process has
 //! closed it or died (CUDA leaves undefined what an earlier `cuMemFree` does to the importer). The
-//! first is `GpuSlab`'s drop, the second the hang-up of a pipe that the importer holds, or its
-//! pidfd. Some time after the last slab the context goes, too: no memory of the GPU is taken then.
+//! first is `GpuSlab`'s drop, the second a byte in a pipe that the importer holds, or the
+//! end of its process. Some time after the last slab the context goes, too: no memory of the GPU is taken then.
 //!
 //! Never touches pixels, and never decides what is computed. Uses CUDA's driver API alone, loaded
 //! at run time: without an NVIDIA driver all this is a refusal in words.
 
+mod card;
 mod driver;
 mod lane;
 mod outbox;
@@ -29,7 +31,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use crate::limits::GPU_COMMANDS_MAX;
+use crate::limits::GPU_NEWS_MAX;
+
+use card::Card;
+use outbox::Outbox;
 
 /// How long a GPU may take to answer: its driver may have to wake it first.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -107,7 +112,7 @@ pub struct Exported {
     pub events: Vec<IpcHandle>,
 }
 
-/// What a GPU's thread tells.
+/// What a slab's thread tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuNews {
     /// A slot's copy is over, well or not.
@@ -172,7 +177,6 @@ pub enum GpuError {
 
 /// A slab on a GPU. Dropping it ends the session's part in it.
 pub struct GpuSlab {
-    id: u64,
     commands: Sender<lane::Command>,
     exported: Exported,
 }
@@ -186,7 +190,7 @@ impl GpuSlab {
     /// Begins to copy a slot, which must not change until the news of it. `finish` makes the batch
     /// of it there, if the slab was opened for that.
     pub fn upload(&self, slot: u32, finish: Option<Finish>) {
-        self.tell(lane::Command::Upload { slab: self.id, slot, finish, reply: None });
+        self.tell(lane::Command::Upload { slot, finish, reply: None });
     }
 
     /// The same before any news are waited for: how long it takes until the batch is there.
@@ -197,7 +201,7 @@ impl GpuSlab {
         let (reply, answer) = bounded(1);
         let began = Instant::now();
         let (finish, reply) = (Some(finish), Some(reply));
-        self.tell(lane::Command::Upload { slab: self.id, slot, finish, reply });
+        self.tell(lane::Command::Upload { slot, finish, reply });
         let silent = |_| GpuError::Silent.to_string();
         answer.recv_timeout(ANSWER_WAIT_MAX).map_err(silent)??;
         Ok(began.elapsed())
@@ -205,33 +209,27 @@ impl GpuSlab {
 
     /// Asks for the news that the consumer's work on a slot is over.
     pub fn reclaim(&self, slot: u32) {
-        self.tell(lane::Command::Reclaim { slab: self.id, slot });
+        self.tell(lane::Command::Reclaim { slot });
     }
 
     fn tell(&self, command: lane::Command) {
-        // The thread lives as long as any slab, and takes commands without waiting for anybody.
+        // There is room for all that can be under way, and the thread lives as long as `self`.
         let _ = self.commands.send(command);
-    }
-}
-
-impl Drop for GpuSlab {
-    fn drop(&mut self) {
-        self.tell(lane::Command::Close { slab: self.id });
     }
 }
 
 impl std::fmt::Debug for GpuSlab {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GpuSlab").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("GpuSlab").finish_non_exhaustive()
     }
 }
 
-/// All GPUs of the host; threads begin with the first slab, and end some time after the last.
+/// All GPUs of the host.
 pub struct Gpus {
     memory_bytes: u64,
     news: Sender<GpuNews>,
     wake: Arc<dyn Fn() + Send + Sync>,
-    lanes: Mutex<HashMap<Uuid, Sender<lane::Command>>>,
+    cards: Mutex<HashMap<Uuid, Arc<Card>>>,
 }
 
 impl Gpus {
@@ -241,12 +239,12 @@ impl Gpus {
         memory_bytes: u64,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> (Self, Receiver<GpuNews>) {
-        let (news, receiver) = bounded(GPU_COMMANDS_MAX);
-        let lanes = Mutex::default();
-        (Self { memory_bytes, news, wake: Arc::new(wake), lanes }, receiver)
+        let (news, receiver) = bounded(GPU_NEWS_MAX);
+        let cards = Mutex::default();
+        (Self { memory_bytes, news, wake: Arc::new(wake), cards }, receiver)
     }
 
-    /// Makes a slab on the GPU `uuid`. `id` names it in the news.
+    /// Makes a slab on the GPU `uuid`, and waits for it. `id` names it in the news.
     ///
     /// # Errors
     /// No driver, no such GPU, no memory, or no export of it (MIG, some containers).
@@ -260,32 +258,19 @@ impl Gpus {
         if self.memory_bytes == 0 {
             return Err(GpuError::Off);
         }
-        let (reply, answer) = bounded(1);
-        let mut command = lane::Command::Open { slab: id, host, importer, reply };
-        // A thread that had no slab for long has ended: its successor takes over.
-        for _ in 0..2 {
-            let commands = self.lane(uuid, false);
-            if let Err(refused) = commands.send(command) {
-                command = refused.into_inner();
-                self.lane(uuid, true);
-                continue;
-            }
-            let exported = answer.recv_timeout(ANSWER_WAIT_MAX).map_err(|_| GpuError::Silent)??;
-            return Ok(GpuSlab { id, commands, exported });
-        }
-        Err(GpuError::Silent)
+        let outbox = Outbox::new(id, self.news.clone(), Arc::clone(&self.wake));
+        let (commands, answer) = lane::start(self.card(uuid), host, importer, outbox);
+        let exported = answer.recv_timeout(ANSWER_WAIT_MAX).map_err(|_| GpuError::Silent)??;
+        Ok(GpuSlab { commands, exported })
     }
 
-    fn lane(&self, uuid: Uuid, anew: bool) -> Sender<lane::Command> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        if anew {
-            lanes.remove(&uuid);
-        }
-        let known = lanes.entry(uuid);
-        let commands = known.or_insert_with(|| {
-            lane::start(uuid, self.memory_bytes, self.news.clone(), Arc::clone(&self.wake))
-        });
-        commands.clone()
+    fn card(&self, uuid: Uuid) -> Arc<Card> {
+        let mut cards = self.cards.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody uses are nothing but a name, which any client can make up.
+        cards.retain(|_, card| Arc::strong_count(card) > 1);
+        Arc::clone(
+            cards.entry(uuid).or_insert_with(|| Arc::new(Card::new(uuid, self.memory_bytes))),
+        )
     }
 }
 

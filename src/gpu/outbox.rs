@@ -1,4 +1,4 @@
-//! What a GPU's thread tells, which must not make it wait.
+//! What a slab's thread tells, which must not make it wait.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,14 +9,16 @@ use super::GpuNews;
 
 /// News that may wait for room.
 pub(super) struct Outbox {
+    /// Names the slab in them.
+    pub(super) slab: u64,
     news: Sender<GpuNews>,
     wake: Arc<dyn Fn() + Send + Sync>,
     waiting: VecDeque<GpuNews>,
 }
 
 impl Outbox {
-    pub(super) fn new(news: Sender<GpuNews>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { news, wake, waiting: VecDeque::new() }
+    pub(super) fn new(slab: u64, news: Sender<GpuNews>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { slab, news, wake, waiting: VecDeque::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {

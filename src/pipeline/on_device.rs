@@ -10,12 +10,17 @@ use crate::augment::PreparedPolicy;
 use crate::gpu::FinishPlace;
 
 use super::recipe::{Dtype, Layout, Recipe};
-use super::render::OutputShape;
+use super::render::{CompiledRecipe, OutputShape};
 
 /// The second half of a recipe, on a device.
 pub trait FinishOnDevice: Send + Sync + Debug {
+    /// Both halves.
+    fn whole(&self) -> &CompiledRecipe;
+
     /// Of the finished batch.
-    fn shape(&self) -> &OutputShape;
+    fn shape(&self) -> &OutputShape {
+        self.whole().shape()
+    }
 
     /// Queues the work on the images of `samples` (indices as the slot has them, a skipped one as
     /// `-1 - index`), each with its views, which lie at the place's source, `[n, channels, height,

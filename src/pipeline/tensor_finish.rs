@@ -13,7 +13,7 @@ use crate::tensor::{Finish, augment, load_cuda};
 
 use super::on_device::FinishOnDevice;
 use super::recipe::{Dtype, Layout};
-use super::render::{CompiledRecipe, OutputShape, SampleKey};
+use super::render::{CompiledRecipe, SampleKey};
 
 /// See the module.
 #[derive(Debug)]
@@ -81,8 +81,8 @@ impl TensorFinish {
 }
 
 impl FinishOnDevice for TensorFinish {
-    fn shape(&self) -> &OutputShape {
-        self.recipe.shape()
+    fn whole(&self) -> &CompiledRecipe {
+        &self.recipe
     }
 
     fn finish(

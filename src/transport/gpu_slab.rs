@@ -15,6 +15,7 @@ use crate::augment::PreparedPolicy;
 use crate::gpu::{Finish, FinishedLayout, Gpus, Importer};
 use crate::pipeline::render::SlotLayout;
 
+use super::provider::StreamProvider;
 use super::session::Session;
 use super::wire::{ErrorCode, GroupMode, Refusal, StreamRequest};
 
@@ -75,8 +76,14 @@ pub(super) fn open(
 
 /// Whether finishing batches there makes more images per second, where that is asked; tells which,
 /// and why.
-pub(super) fn pays(session: &Session) -> bool {
-    let Some(rates) = &session.stream.rates else { return true };
+///
+/// # Errors
+/// The policy is not there any more.
+pub(super) fn pays(session: &Session, provider: &dyn StreamProvider) -> Result<bool, Refusal> {
+    if !session.stream.must_pay {
+        return Ok(true);
+    }
+    let rates = provider.measure(&session.stream, &session.request.dataset)?;
     let timed = time_batch(session, &rates.policy);
     let finishing = timed.as_ref().copied().unwrap_or(0.0);
     let pays = rates.pays(finishing);
@@ -88,7 +95,7 @@ pub(super) fn pays(session: &Session) -> bool {
         rates.whole,
         rates.loading,
     );
-    pays
+    Ok(pays)
 }
 
 /// Images per second of a whole batch from the slab until it is finished on the GPU: the best of

@@ -3,39 +3,37 @@
 //! One thread owns the listening socket and every connection. A connection sends one
 //! [`ClientHello`], is answered, and then stays open as the sign of life: the kernel hangs it up
 //! when the client dies. A forked child can keep the socket open after its parent's death, so the
-//! client's pidfd is watched too.
+//! client's pidfd is watched too. A slab on a GPU takes its time: another thread opens such a
+//! session, and this one serves the others meanwhile.
 
-use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType,
 };
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::PidfdFlags;
 use tracing::{debug, info, warn};
 
-use crate::gpu::Gpus;
 use crate::limits::{HELLO_BYTES_MAX, RESERVED_FDS, SESSION_FDS, SESSIONS_MAX};
 
 use super::gpu_slab;
-use super::provider::StreamProvider;
+use super::opener::{LocalPeer, Opened, Opener};
 use super::request::check_request;
 use super::server::{ServerEvent, ServerHandle};
-use super::session::{Peer, Session};
 use super::waker::Waker;
 use super::welcome::welcome;
-use super::windows::Windows;
 use super::wire::{
-    self, ClientHello, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello,
-    StreamRequest, WireError,
+    self, ClientHello, ErrorCode, HelloReply, PROTOCOL_VERSION, Refusal, ServerHello, WireError,
 };
 
 /// A connection that says nothing for this long is closed.
@@ -44,22 +42,28 @@ const HELLO_WAIT_MAX: Duration = Duration::from_secs(5);
 const FDS_MAX: usize = 3;
 /// How long a daemon that cannot accept a client waits.
 const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// What this thread waits for beside connections: two wakers and the listener.
+const N_OWN_FDS: usize = 3;
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 128;
+
+/// What was opened for the connection with this number.
+pub(super) type Numbered = (u64, Opened);
 
 /// Everything the HELLO thread works with.
 pub(super) struct HelloThread {
     pub(super) listener: OwnedFd,
     pub(super) stop: Waker,
     pub(super) server: ServerHandle,
-    pub(super) provider: Arc<dyn StreamProvider>,
+    pub(super) opener: Arc<Opener>,
+    /// Tells of sessions that other threads have opened.
+    pub(super) opened: (Sender<Numbered>, Receiver<Numbered>),
+    /// Woken after each.
+    pub(super) has_opened: Waker,
     /// Users who may subscribe, beside root and the daemon's own.
     pub(super) allowed_uids: Vec<u32>,
     /// Where clients connect their DEALER socket.
     pub(super) data_endpoint: String,
-    /// What the members of broadcast groups share.
-    pub(super) windows: RefCell<Windows>,
-    pub(super) gpus: Gpus,
 }
 
 /// Binds the HELLO socket. The caller holds the lock on the directory.
@@ -87,22 +91,33 @@ fn n_connections_max() -> usize {
 }
 
 struct Connection {
+    /// No two have the same.
+    number: u64,
     socket: OwnedFd,
+    peer: rustix::net::UCred,
     state: ConnectionState,
 }
 
 enum ConnectionState {
-    Silent { since: Instant, peer: rustix::net::UCred },
-    Live { session: u64, process: Option<OwnedFd> },
+    Silent {
+        since: Instant,
+    },
+    /// Its session is being opened.
+    Opening,
+    Live {
+        session: u64,
+        process: Option<OwnedFd>,
+    },
 }
 
 impl HelloThread {
     /// Serves until `stop` is woken.
     pub(super) fn run(self) {
         let mut connections: Vec<Connection> = Vec::new();
+        let mut n_accepted = 0;
         loop {
             let timeout = next_timeout(&connections);
-            let Ok(ready) = wait(&self.listener, &self.stop, &connections, timeout) else {
+            let Ok(ready) = self.wait(&connections, timeout) else {
                 continue;
             };
             if ready.stop {
@@ -117,16 +132,21 @@ impl HelloThread {
                 }
             }
             connections.retain(|connection| match connection.state {
-                ConnectionState::Silent { since, .. } => now < since + HELLO_WAIT_MAX,
-                ConnectionState::Live { .. } => true,
+                ConnectionState::Silent { since } => now < since + HELLO_WAIT_MAX,
+                ConnectionState::Opening | ConnectionState::Live { .. } => true,
             });
+            if ready.opened {
+                self.has_opened.clear();
+                self.admit_opened(&mut connections);
+            }
             if ready.listener {
-                self.accept(&mut connections);
+                n_accepted += 1;
+                self.accept(&mut connections, n_accepted);
             }
         }
     }
 
-    fn accept(&self, connections: &mut Vec<Connection>) {
+    fn accept(&self, connections: &mut Vec<Connection>, number: u64) {
         let accepted =
             rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
         let socket = match accepted {
@@ -147,7 +167,7 @@ impl HelloThread {
                 ErrorCode::Exhausted,
                 format!("{n_connected} clients are connected already, and the limit is {n_max}"),
             );
-            return refuse(socket.as_fd(), refusal.with_hint(
+            return tell_refusal(socket.as_fd(), refusal.with_hint(
                 "close some, or raise the daemon's limit of open files (LimitNOFILE, ulimit -n)",
             ));
         }
@@ -159,13 +179,13 @@ impl HelloThread {
                 ErrorCode::Forbidden,
                 format!("user {uid} may not subscribe to the daemon of user {own}"),
             );
-            return refuse(
+            return tell_refusal(
                 socket.as_fd(),
                 refusal.with_hint("add the user to 'allowed_uids' in the daemon's configuration"),
             );
         }
-        let state = ConnectionState::Silent { since: Instant::now(), peer };
-        connections.push(Connection { socket, state });
+        let state = ConnectionState::Silent { since: Instant::now() };
+        connections.push(Connection { number, socket, peer, state });
     }
 
     fn is_allowed(&self, uid: u32) -> bool {
@@ -174,55 +194,72 @@ impl HelloThread {
 
     /// Handles an event of a connection; `false` ends it.
     fn serve(&self, connection: &mut Connection) -> bool {
-        let ConnectionState::Silent { peer, .. } = connection.state else {
-            // A live client has nothing more to say here: any event is its end.
+        let ConnectionState::Silent { .. } = connection.state else {
+            // Such a client has nothing more to say here: any event is its end.
             return false;
         };
-        let socket = connection.socket.as_fd();
-        match self.open_session(socket, peer) {
+        match read_hello(connection.socket.as_fd()) {
             Ok(None) => true,
-            Ok(Some(session)) => {
-                // Fails if the process has gone already; then the socket has hung up, too.
-                let process = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()).ok();
-                connection.state = ConnectionState::Live { session, process };
-                true
+            Ok(Some(hello)) if gpu_slab::is_wanted(&hello.request) => {
+                self.begin_to_open(connection, hello)
             }
-            Err(refusal) => {
-                debug!(?refusal, "refused a client");
-                refuse(socket, refusal);
-                false
+            Ok(Some(hello)) => {
+                let opened = self.opener.open(hello, peer_of(connection));
+                self.admit(connection, opened)
+            }
+            Err(refusal) => refuse(connection, refusal),
+        }
+    }
+
+    /// Has a thread of its own open the session.
+    fn begin_to_open(&self, connection: &mut Connection, hello: ClientHello) -> bool {
+        let (number, peer) = (connection.number, peer_of(connection));
+        let (opener, has_opened) = (Arc::clone(&self.opener), self.has_opened.clone());
+        let sender = self.opened.0.clone();
+        // Those count, too, whose client did not wait.
+        let (n_opening, n_max) = (Arc::strong_count(&opener) - 2, n_connections_max());
+        if n_opening >= n_max {
+            let message =
+                format!("{n_opening} slabs on GPUs are being opened, the limit is {n_max}");
+            return refuse(connection, Refusal::new(ErrorCode::Exhausted, message));
+        }
+        let work = move || {
+            let opened = catch_unwind(AssertUnwindSafe(|| opener.open(hello, peer)));
+            let opened = opened.unwrap_or_else(|_| {
+                let message = "opening the stream panicked; the daemon's log has more";
+                Err(Refusal::new(ErrorCode::Internal, message))
+            });
+            // Fails only if the daemon has ended.
+            let _ = sender.send((number, opened));
+            has_opened.wake();
+        };
+        let begun = std::thread::Builder::new().name("open".into()).spawn(work);
+        if let Err(error) = begun {
+            let message = format!("no thread to open a slab on a GPU: {error}");
+            return refuse(connection, Refusal::new(ErrorCode::Exhausted, message));
+        }
+        connection.state = ConnectionState::Opening;
+        true
+    }
+
+    /// Lets those in whose session has been opened meanwhile. What was opened for a client that has
+    /// gone is dropped.
+    fn admit_opened(&self, connections: &mut Vec<Connection>) {
+        for (number, opened) in self.opened.1.try_iter() {
+            let found = connections.iter().position(|connection| connection.number == number);
+            let Some(connection_idx) = found else { continue };
+            if !self.admit(&mut connections[connection_idx], opened) {
+                connections.swap_remove(connection_idx);
             }
         }
     }
 
-    /// Reads the hello and answers it; `None`: it has not come yet.
-    fn open_session(
-        &self,
-        socket: BorrowedFd<'_>,
-        peer: rustix::net::UCred,
-    ) -> Result<Option<u64>, Refusal> {
-        let mut buffer = vec![0; HELLO_BYTES_MAX];
-        let n_bytes = match rustix::net::recv(socket, &mut buffer, RecvFlags::TRUNC) {
-            Ok((_, 0)) => {
-                return Err(Refusal::new(ErrorCode::Malformed, "the client sent an empty hello"));
-            }
-            Ok((_, n_bytes)) => n_bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-            Err(error) => return Err(Refusal::new(ErrorCode::Malformed, error.to_string())),
+    /// Registers the session and answers the client; `false` ends the connection.
+    fn admit(&self, connection: &mut Connection, opened: Opened) -> bool {
+        let (session, pipe) = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => return refuse(connection, refusal),
         };
-        if n_bytes > HELLO_BYTES_MAX {
-            let error = WireError::TooLong { bytes: n_bytes, limit: HELLO_BYTES_MAX };
-            return Err(Refusal::new(ErrorCode::Malformed, error.to_string()));
-        }
-        let hello: ClientHello = wire::decode(&buffer[..n_bytes]).map_err(refusal_of)?;
-        check_request(&hello.request)?;
-        let own_pid = peer.pid;
-        let peer = Peer {
-            client: hello.client,
-            pid: Some(pid_number(peer.pid)),
-            uid: Some(peer.uid.as_raw()),
-        };
-        let (session, pipe) = self.session_of(&hello.request, &peer, own_pid)?;
         let (session_id, slab) = (session.id, Arc::clone(&session.slab));
         let window = session.window.clone();
         let reply = HelloReply::Welcome(welcome(&session, &self.data_endpoint));
@@ -244,43 +281,18 @@ impl HelloThread {
             .chain(pipe.iter().map(AsFd::as_fd))
             .collect();
         // Registered before the client knows its token, so that its first frame finds the session.
-        self.server
-            .send(ServerEvent::Open(Box::new(session)))
-            .map_err(|()| Refusal::new(ErrorCode::Stopping, "the daemon is stopping"))?;
-        if let Err(error) = answer(socket, reply, &fds) {
+        if self.server.send(ServerEvent::Open(Box::new(session))).is_err() {
+            let refusal = Refusal::new(ErrorCode::Stopping, "the daemon is stopping");
+            return refuse(connection, refusal);
+        }
+        if let Err(error) = answer(connection.socket.as_fd(), reply, &fds) {
             debug!(%error, "the client left before its welcome");
             let _ = self.server.send(ServerEvent::HungUp { session: session_id });
         }
-        Ok(Some(session_id))
-    }
-
-    /// Opens a session, with a slab on the GPU that is asked for, if that can be, and the end of
-    /// the pipe for it. Where batches cannot be finished there, they are finished here.
-    fn session_of(
-        &self,
-        request: &StreamRequest,
-        peer: &Peer,
-        pid: Pid,
-    ) -> Result<(Session, Option<OwnedFd>), Refusal> {
-        let open = |has_gpu| {
-            let stream = self.provider.open(request, has_gpu)?;
-            let mut session = Session::open(request.clone(), stream, peer.clone())?;
-            session.window = self.windows.borrow_mut().window_of(&session);
-            let pipe = gpu_slab::open(&self.gpus, &mut session, pid)?;
-            Ok::<_, Refusal>((session, pipe))
-        };
-        let (session, pipe) = open(gpu_slab::is_wanted(request))?;
-        if session.stream.finish.is_none() {
-            return Ok((session, pipe));
-        }
-        if pipe.is_none() {
-            warn!(reason = session.gpu_refused, "batches are augmented by the processors");
-        } else if gpu_slab::pays(&session) {
-            return Ok((session, pipe));
-        }
-        // Its memory there is not to be in the way of the next one's.
-        drop((session, pipe));
-        open(false)
+        // Fails if the process has gone already; then the socket has hung up, too.
+        let process = rustix::process::pidfd_open(connection.peer.pid, PidfdFlags::empty()).ok();
+        connection.state = ConnectionState::Live { session: session_id, process };
+        true
     }
 
     fn report_gone(&self, connection: &Connection) {
@@ -289,6 +301,72 @@ impl HelloThread {
             let _ = self.server.send(ServerEvent::HungUp { session });
         }
     }
+
+    fn wait(
+        &self,
+        connections: &[Connection],
+        timeout: Option<Duration>,
+    ) -> rustix::io::Result<Ready> {
+        let mut fds = Vec::with_capacity(N_OWN_FDS + 2 * connections.len());
+        let own = [self.stop.as_fd(), self.has_opened.as_fd(), self.listener.as_fd()];
+        fds.extend(own.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let mut owners = Vec::with_capacity(2 * connections.len());
+        for (connection_idx, connection) in connections.iter().enumerate() {
+            let (flags, process) = match &connection.state {
+                ConnectionState::Silent { .. } => (PollFlags::IN, None),
+                ConnectionState::Opening => (PollFlags::RDHUP, None),
+                ConnectionState::Live { process, .. } => (PollFlags::RDHUP, process.as_ref()),
+            };
+            fds.push(PollFd::new(&connection.socket, flags));
+            owners.push(connection_idx);
+            if let Some(process) = process {
+                fds.push(PollFd::new(process, PollFlags::IN));
+                owners.push(connection_idx);
+            }
+        }
+        let timeout = timeout.map(|timeout| {
+            // Rounded up to whole milliseconds: the deadline has passed when `poll` returns.
+            let timeout = timeout + Duration::from_millis(1);
+            Timespec {
+                tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(timeout.subsec_nanos()),
+            }
+        });
+        poll(&mut fds, timeout.as_ref())?;
+        let fired = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let mut connections: Vec<usize> = fds[N_OWN_FDS..]
+            .iter()
+            .zip(owners)
+            .filter_map(|(fd, owner)| fired(fd).then_some(owner))
+            .collect();
+        connections.dedup();
+        let [stop, opened, listener] = [0, 1, 2].map(|own| fired(&fds[own]));
+        Ok(Ready { stop, opened, listener, connections })
+    }
+}
+
+fn peer_of(connection: &Connection) -> LocalPeer {
+    LocalPeer { pid: connection.peer.pid, uid: connection.peer.uid }
+}
+
+/// Reads the hello; `None`: it has not come yet.
+fn read_hello(socket: BorrowedFd<'_>) -> Result<Option<ClientHello>, Refusal> {
+    let mut buffer = vec![0; HELLO_BYTES_MAX];
+    let n_bytes = match rustix::net::recv(socket, &mut buffer, RecvFlags::TRUNC) {
+        Ok((_, 0)) => {
+            return Err(Refusal::new(ErrorCode::Malformed, "the client sent an empty hello"));
+        }
+        Ok((_, n_bytes)) => n_bytes,
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+        Err(error) => return Err(Refusal::new(ErrorCode::Malformed, error.to_string())),
+    };
+    if n_bytes > HELLO_BYTES_MAX {
+        let error = WireError::TooLong { bytes: n_bytes, limit: HELLO_BYTES_MAX };
+        return Err(Refusal::new(ErrorCode::Malformed, error.to_string()));
+    }
+    let hello: ClientHello = wire::decode(&buffer[..n_bytes]).map_err(refusal_of)?;
+    check_request(&hello.request)?;
+    Ok(Some(hello))
 }
 
 /// A wire error as a refusal that tells which side is too old.
@@ -310,7 +388,14 @@ pub(super) fn refusal_of(error: WireError) -> Refusal {
     }
 }
 
-fn refuse(socket: BorrowedFd<'_>, refusal: Refusal) {
+/// Answers with a refusal, which ends the connection.
+fn refuse(connection: &Connection, refusal: Refusal) -> bool {
+    debug!(?refusal, "refused a client");
+    tell_refusal(connection.socket.as_fd(), refusal);
+    false
+}
+
+fn tell_refusal(socket: BorrowedFd<'_>, refusal: Refusal) {
     if let Err(error) = answer(socket, HelloReply::Refused(refusal), &[]) {
         debug!(%error, "a refused client did not wait for the reason");
     }
@@ -334,6 +419,7 @@ fn answer(
 
 struct Ready {
     stop: bool,
+    opened: bool,
     listener: bool,
     /// Rising.
     connections: Vec<usize>,
@@ -342,52 +428,10 @@ struct Ready {
 fn next_timeout(connections: &[Connection]) -> Option<Duration> {
     let now = Instant::now();
     let deadlines = connections.iter().filter_map(|connection| match connection.state {
-        ConnectionState::Silent { since, .. } => Some(since + HELLO_WAIT_MAX),
-        ConnectionState::Live { .. } => None,
+        ConnectionState::Silent { since } => Some(since + HELLO_WAIT_MAX),
+        ConnectionState::Opening | ConnectionState::Live { .. } => None,
     });
     deadlines.min().map(|deadline| deadline.saturating_duration_since(now))
-}
-
-fn wait(
-    listener: &OwnedFd,
-    stop: &Waker,
-    connections: &[Connection],
-    timeout: Option<Duration>,
-) -> rustix::io::Result<Ready> {
-    let mut fds = Vec::with_capacity(2 + 2 * connections.len());
-    fds.push(PollFd::new(stop, PollFlags::IN));
-    fds.push(PollFd::new(listener, PollFlags::IN));
-    let mut owners = Vec::with_capacity(2 * connections.len());
-    for (connection_idx, connection) in connections.iter().enumerate() {
-        let (flags, process) = match &connection.state {
-            ConnectionState::Silent { .. } => (PollFlags::IN, None),
-            ConnectionState::Live { process, .. } => (PollFlags::RDHUP, process.as_ref()),
-        };
-        fds.push(PollFd::new(&connection.socket, flags));
-        owners.push(connection_idx);
-        if let Some(process) = process {
-            fds.push(PollFd::new(process, PollFlags::IN));
-            owners.push(connection_idx);
-        }
-    }
-    let timeout = timeout.map(|timeout| {
-        // Rounded up to whole milliseconds, so that the deadline has passed when `poll` returns.
-        let timeout = timeout + Duration::from_millis(1);
-        Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        }
-    });
-    poll(&mut fds, timeout.as_ref())?;
-    let fired = |fd: &PollFd<'_>| !fd.revents().is_empty();
-    let mut connections: Vec<usize> =
-        fds[2..].iter().zip(owners).filter_map(|(fd, owner)| fired(fd).then_some(owner)).collect();
-    connections.dedup();
-    Ok(Ready { stop: fired(&fds[0]), listener: fired(&fds[1]), connections })
-}
-
-fn pid_number(pid: Pid) -> i32 {
-    pid.as_raw_nonzero().get()
 }
 
 /// Receives one message and its file descriptors; the client's side of the HELLO.

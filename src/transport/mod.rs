@@ -15,6 +15,7 @@ mod event_loop;
 mod gpu_slab;
 mod hello;
 mod live;
+mod opener;
 mod request;
 mod session;
 mod slab;

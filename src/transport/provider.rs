@@ -22,8 +22,8 @@ pub struct OpenedStream {
     pub recipe_json: String,
     /// What finishes batches on the consumer's device; then `spec` makes their first half alone.
     pub finish: Option<Arc<dyn FinishOnDevice>>,
-    /// What that is to be compared with, if it is to pay.
-    pub rates: Option<CpuRates>,
+    /// It is to be done only if it is faster.
+    pub must_pay: bool,
 }
 
 /// What the processors make of a recipe, in images per second, all workers together.
@@ -85,6 +85,13 @@ pub trait StreamProvider: Send + Sync {
     /// # Errors
     /// A refusal that the client shows to its user.
     fn open(&self, request: &StreamRequest, has_gpu: bool) -> Result<OpenedStream, Refusal>;
+
+    /// What the processors make of a stream that is finished on a device, and of the whole of it.
+    /// Takes a while.
+    ///
+    /// # Errors
+    /// Its policy is not there any more.
+    fn measure(&self, stream: &OpenedStream, dataset: &str) -> Result<CpuRates, Refusal>;
 
     /// The policy of `epoch` in `run`: the one pinned before, or `resumed` (what the client says
     /// the epoch began with), or what the recipe's reference means now.

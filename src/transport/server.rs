@@ -3,7 +3,6 @@
 //! Owns the sockets' set-up and the threads. *Not here*: what happens in them (`event_loop`,
 //! `hello`), what a stream contains (the provider knows), pixels (the pool writes them).
 
-use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +11,12 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
 use crate::gpu::Gpus;
-use crate::limits::{FRAME_BYTES_MAX, SERVER_EVENTS_MAX};
+use crate::limits::{FRAME_BYTES_MAX, SERVER_EVENTS_MAX, SESSIONS_MAX};
 use crate::pipeline::workers::{WorkerCounters, WorkerPool};
 
 use super::event_loop::EventLoop;
 use super::hello::{self, HelloThread};
+use super::opener::Opener;
 use super::provider::StreamProvider;
 use super::session::Session;
 use super::waker::Waker;
@@ -200,11 +200,11 @@ impl StreamServer {
             listener,
             stop: hello_stop.clone(),
             server: handle.clone(),
-            provider: Arc::clone(&config.provider),
+            opener: Arc::new(Opener::new(Arc::clone(&config.provider), gpus)),
+            opened: bounded(SESSIONS_MAX),
+            has_opened: Waker::new()?,
             allowed_uids: config.allowed_uids,
             data_endpoint,
-            windows: RefCell::default(),
-            gpus,
         };
         let event_loop = EventLoop::new(
             local,

@@ -76,7 +76,7 @@ pub(super) fn session(
         total_epochs: 0,
         recipe_json: "{}".to_owned(),
         finish: None,
-        rates: None,
+        must_pay: false,
     };
     let request = StreamRequest {
         dataset: "dots".to_owned(),

@@ -6,7 +6,10 @@
 //! order, each after a pause of `$FAKE_CUDA_DELAY_US` (default 300): whoever does not wait for an
 //! event reads what was there before.
 //!
-//! Faults are files in the same folder: `fail-NAME` holds the error that the function returns.
+//! Faults are files in the same folder: `fail-NAME` holds the error that the function returns, and
+//! as long as there is a `hold-NAME`, it does not return.
+//!
+//! What CUDA leaves undefined between two processes leaves a file `misused`.
 //!
 //! What it cannot play: which of two processes' writes to one GPU becomes visible when.
 
@@ -55,8 +58,11 @@ fn delay() -> Duration {
     Duration::from_micros(given.unwrap_or(300))
 }
 
-/// The error that a function is to return, if a test says so.
+/// The error that a function is to return, if a test says so, and when it may.
 fn fault(function: &str) -> Option<Result> {
+    while folder().join(format!("hold-{function}")).exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let text = std::fs::read_to_string(folder().join(format!("fail-{function}"))).ok()?;
     Some(text.trim().parse().expect("an error's number"))
 }
@@ -128,7 +134,9 @@ fn start_stream() -> Sender<Work> {
                     let source = std::ptr::with_exposed_provenance::<u8>(source);
                     unsafe { std::ptr::copy_nonoverlapping(source, target, n_bytes) };
                 }
-                Work::Pass { event, record } => event.counter(1).store(record, Ordering::Release),
+                Work::Pass { event, record } => {
+                    event.counter(1).fetch_max(record, Ordering::AcqRel);
+                }
                 Work::Say(sender) => sender.send(()).expect("somebody waits"),
             }
         }
@@ -422,30 +430,50 @@ pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> Result {
     fail_if_told!("cuEventRecord");
     let mut world = world();
     let Some(event) = world.events.get(&event).cloned() else { return INVALID_HANDLE };
+    event.is_used();
     let Some(queue) = world.stream(stream) else { return INVALID_HANDLE };
     let record = event.counter(0).fetch_add(1, Ordering::AcqRel) + 1;
     queue.send(Work::Pass { event, record }).expect("streams live");
     SUCCESS
 }
 
-#[unsafe(no_mangle)]
-pub extern "C" fn cuEventQuery(event: usize) -> Result {
-    needs_context!();
-    fail_if_told!("cuEventQuery");
+fn state_of(event: usize) -> Result {
     let world = world();
     let Some(event) = world.events.get(&event) else { return INVALID_HANDLE };
+    event.is_used();
     let is_over =
         event.counter(1).load(Ordering::Acquire) == event.counter(0).load(Ordering::Acquire);
     if is_over { SUCCESS } else { NOT_READY }
 }
 
+fn wait_for(event: usize) -> Result {
+    loop {
+        match state_of(event) {
+            NOT_READY => std::thread::sleep(Duration::from_micros(50)),
+            result => return result,
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventQuery(event: usize) -> Result {
+    needs_context!();
+    fail_if_told!("cuEventQuery");
+    state_of(event)
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: usize) -> Result {
     needs_context!();
-    while cuEventQuery(event) == NOT_READY {
-        std::thread::sleep(Duration::from_micros(50));
-    }
-    cuEventQuery(event)
+    wait_for(event)
+}
+
+/// For the default stream alone, whose work is the host's own here: so the host waits.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _: c_uint) -> Result {
+    needs_context!();
+    fail_if_told!("cuStreamWaitEvent");
+    if stream == 0 { wait_for(event) } else { INVALID_HANDLE }
 }
 
 #[unsafe(no_mangle)]

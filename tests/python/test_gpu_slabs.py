@@ -8,15 +8,18 @@ another's writes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ BATCH = 64
 N_SLOTS = 4
 CLIENT_DELAY_US = 4000
 OUT_OF_MEMORY, NOT_SUPPORTED = 2, 801
+SLAB_BYTES_MIN = 2 << 20
 
 
 def library() -> Path:
@@ -112,9 +116,25 @@ class GpuHost:
             written.write_text(str(error))
             written.rename(path)
 
+    @contextlib.contextmanager
+    def holds(self, function: str) -> Iterator[None]:
+        """The function does not return meanwhile."""
+        path = self.folder / f"hold-{function}"
+        path.touch()
+        try:
+            yield
+        finally:
+            path.unlink()
+
     def in_use(self, process: int) -> list[Path]:
         """Memory and events that a process has made on the GPU."""
         return list(self.folder.glob(f"memory-{process:08x}*"))
+
+    def slabs(self) -> list[Path]:
+        """Memory of slabs that the daemon has made."""
+        assert self.daemon.process is not None
+        found = self.in_use(self.daemon.process.pid)
+        return [path for path in found if path.stat().st_size >= SLAB_BYTES_MIN]
 
     def is_empty(self) -> bool:
         assert self.daemon.process is not None
@@ -122,7 +142,12 @@ class GpuHost:
 
     def loader(self, gpu: PlayedGpu, dataset: str = "toy", **options: Any) -> fastaa.Loader:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_device, "copier", lambda *_: _device.Copier(gpu, "cuda:0"))
+            real = _device.copier
+            played = _device.Copier(gpu, "cuda:0")
+            # Other threads may open loaders meanwhile.
+            patch.setattr(
+                _device, "copier", lambda device, *more: played if device else real(device, *more)
+            )
             options = {"n_slots": N_SLOTS, "batch_size": BATCH, **options}
             loader: fastaa.Loader = self.daemon.loader(dataset, device="cuda:0", **options)
         return loader
@@ -141,6 +166,10 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuHost]:
     monkeypatch.setenv("FAKE_CUDA", str(host.folder))
     with host.daemon:
         yield host
+        # While the daemon is there: one that ends takes its memory with it.
+        gc.collect()
+        misused = host.folder / "misused"
+        assert not misused.exists(), misused.read_text()
 
 
 @pytest.fixture
@@ -420,6 +449,27 @@ def test_a_daemon_that_comes_back_brings_another_slab(
     assert same(found, expected)
 
 
+def test_what_a_dead_daemon_has_left_is_closed_without_its_events(host: GpuHost) -> None:
+    gpu = SharingGpu()
+    with host.loader(gpu) as loader:
+        batches = iter(loader)
+        images, labels = next(batches)
+        del images, labels
+        host.daemon.kill()
+        host.daemon.start()
+        with pytest.warns(fastaa.DaemonRestartWarning):
+            assert sum(len(batch[1]) for batch in batches) == loader.n_samples - BATCH
+
+
+def test_a_loader_that_has_not_seen_the_daemons_death_closes_without_its_events(
+    host: GpuHost,
+) -> None:
+    loader = host.loader(SharingGpu())
+    next(iter(loader))
+    host.daemon.kill()
+    loader.close()
+
+
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
@@ -488,6 +538,39 @@ def test_a_daemon_without_a_driver_serves_and_says_so(
         assert sum(len(labels) for _, labels in loader) == loader.n_samples
 
 
+@pytest.mark.usefixtures("no_warning")
+def test_who_waits_for_a_slow_driver_waits_alone(host: GpuHost) -> None:
+    expected = on_host(host)
+    gpu = SharingGpu()
+    with host.loader(gpu) as beside, ThreadPoolExecutor() as threads:
+        batches = iter(beside)
+        found = [tuple(tensor.clone() for tensor in next(batches))]
+        with host.holds("cuMemHostRegister"):
+            waiting = threads.submit(lambda: host.loader(gpu))
+            wait_until(lambda: len(host.slabs()) == 2, "the driver is asked for memory")
+            # Neither a client that comes now waits, nor one whose batches are on this GPU.
+            assert same(on_host(host), expected)
+            found.extend(tuple(tensor.clone() for tensor in batch) for batch in batches)
+            assert same(found, expected)
+            assert not waiting.done()
+        with waiting.result() as loader:
+            assert same([(a.clone(), b.clone()) for a, b in loader], expected)
+
+
+def test_who_does_not_wait_for_a_slow_driver_leaves_nothing_behind(host: GpuHost) -> None:
+    gpu = SharingGpu()
+    with host.holds("cuMemHostRegister"):
+        child = os.fork()
+        if child == 0:
+            host.loader(gpu)
+            os._exit(1)
+        wait_until(lambda: len(host.slabs()) == 1, "the driver is asked for memory")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+    assert on_host(host)
+
+
 def test_another_gpu_is_not_taken_for_it(host: GpuHost) -> None:
     gpu = SharingGpu()
     gpu.driver.uuid = bytes(range(16))
@@ -497,10 +580,16 @@ def test_another_gpu_is_not_taken_for_it(host: GpuHost) -> None:
         host.loader(gpu).close()
 
 
-@pytest.mark.parametrize("function", ["cuMemcpyHtoDAsync", "cuEventQuery"])
-@pytest.mark.parametrize("augment_on", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("augment_on", "function"),
+    [
+        *(("cpu", function) for function in ("cuMemcpyHtoDAsync", "cuEventRecord", "cuEventQuery")),
+        *(("gpu", function) for function in ("cuMemcpyHtoDAsync", "cuEventQuery")),
+        ("gpu", "cuStreamWaitEvent"),
+    ],
+)
 def test_a_gpu_that_fails_stops_no_other_stream(
-    bare: GpuHost, function: str, augment_on: str
+    bare: GpuHost, augment_on: str, function: str
 ) -> None:
     host = bare
     host.start(augment_on=augment_on)

@@ -312,8 +312,6 @@ class Connection:
             if self._closed:
                 return
             self._closed = True
-            if self._gpu is not None and not alive:
-                self._gpu.orphan()
             if alive:
                 with contextlib.suppress(zmq.ZMQError):
                     self._send(_messages.Bye())

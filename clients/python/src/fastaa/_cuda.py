@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -159,11 +160,18 @@ class Driver:
         return f"{text.value.decode(errors='replace')} (CUDA error {result})"
 
 
+def _is_read(pipe: int) -> bool:
+    """Whether the process at the pipe's other end lives."""
+    poller = select.poll()
+    poller.register(pipe, 0)
+    return not poller.poll(0)
+
+
 class ImportedSlab:
     """A slab on the GPU that the daemon owns, opened in this process.
 
     Each root keeps it open. When the last one and the connection are gone, it is closed, and then
-    the pipe, by which the daemon knows that it may free the memory.
+    a byte in the pipe tells the daemon that it may free the memory.
     """
 
     def __init__(self, driver: Driver, memory: GpuMemory, pipe: int) -> None:
@@ -173,7 +181,6 @@ class ImportedSlab:
         self._driver = driver
         self._events: list[int] = []
         self._address = 0
-        self._is_orphan = False
         self._is_marked = True
         self._slot_bytes = memory.slot_bytes
         self._address = driver.open_memory(memory.memory)
@@ -186,18 +193,16 @@ class ImportedSlab:
     def record(self, slot: int, stream: int) -> bool:
         """Marks the end of what `stream` does with a slot. In any thread; `False` if CUDA refuses
         it, as while a stream is captured: then the slot must be kept, and it be tried again."""
-        try:
-            if not self._is_orphan:
+        # The events of a daemon that is dead are dead, too.
+        if _is_read(self._pipe):
+            try:
                 self._driver.record(self._events[slot], stream)
+            except CudaError:
+                pass
+            else:
                 return True
-        except CudaError:
-            pass
         self._is_marked = False
         return False
-
-    def orphan(self) -> None:
-        """The daemon is dead, and its events with it."""
-        self._is_orphan = True
 
     def leave(self) -> None:
         """In a forked child: CUDA does not work, and the memory is the parent's alone."""
@@ -206,16 +211,25 @@ class ImportedSlab:
             os.close(self._pipe)
             self._pipe = -1
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    def __del__(
+        self,
+        is_read: Callable[[int], bool] = _is_read,
+        write: Callable[[int, bytes], int] = os.write,
+        close: Callable[[int], None] = os.close,
+    ) -> None:
         if self._address:
             try:
-                marks = self._events if self._is_marked else None
+                has_marks = self._is_marked and is_read(self._pipe)
+                marks = self._events if has_marks else None
                 self._driver.close_memory(self._address, marks)
                 self._driver.close_events(self._events)
             except Exception:
                 # It stays open, so the daemon must not free it: the pipe stays, too.
                 return
         if self._pipe >= 0:
+            # Not only a hang-up: when a process dies, the pipe hangs up before its GPU work ends.
+            with contextlib.suppress(OSError):
+                write(self._pipe, b"\0")
             close(self._pipe)
 
 
