@@ -12,8 +12,9 @@
 //!
 //! *Life of the memory*: it is freed when the session has ended **and** the importing process has
 //! closed it or died (CUDA leaves undefined what an earlier `cuMemFree` does to the importer). The
-//! first is `GpuSlab`'s drop, the second a byte in a pipe that the importer holds, or the
-//! end of its process. Some time after the last slab the context goes, too: no memory of the GPU is taken then.
+//! first is `GpuSlab`'s drop, the second a byte in a pipe that the importer holds, or the end of
+//! its process. Some time after the last slab the context goes, too: no memory of the GPU is taken
+//! then.
 //!
 //! Never touches pixels, and never decides what is computed. Uses CUDA's driver API alone, loaded
 //! at run time: without an NVIDIA driver all this is a refusal in words.
@@ -97,7 +98,8 @@ pub type Finish = Box<dyn FnOnce(FinishPlace) -> Result<(), String> + Send>;
 
 /// Tells when the importing process has no use for the memory any more.
 pub struct Importer {
-    /// The read end of a pipe; the importer holds the write end.
+    /// The read end of a pipe; the importer holds the write end, and writes a byte when it has
+    /// closed the memory.
     pub closed: OwnedFd,
     /// The process, if it is known: a forked child may hold the pipe, too.
     pub process: Option<OwnedFd>,

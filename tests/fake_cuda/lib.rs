@@ -26,6 +26,7 @@
 )]
 
 mod shared;
+mod stream;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -37,6 +38,7 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, bounded};
 
 use shared::Shared;
+use stream::{Work, start_stream};
 
 type Result = c_int;
 const SUCCESS: Result = 0;
@@ -51,11 +53,6 @@ const EVENT_INTERPROCESS: c_uint = 4;
 
 fn folder() -> PathBuf {
     std::env::var_os("FAKE_CUDA").expect("FAKE_CUDA names the folder of the played GPU").into()
-}
-
-fn delay() -> Duration {
-    let given = std::env::var("FAKE_CUDA_DELAY_US").ok().and_then(|text| text.parse().ok());
-    Duration::from_micros(given.unwrap_or(300))
 }
 
 /// The error that a function is to return, if a test says so, and when it may.
@@ -91,12 +88,6 @@ thread_local! {
 /// Counts its records, and those that have passed.
 type Event = Arc<Shared>;
 
-enum Work {
-    Copy { target: usize, source: usize, n_bytes: usize },
-    Pass { event: Event, record: u64 },
-    Say(Sender<()>),
-}
-
 #[derive(Default)]
 struct World {
     memory: HashMap<u64, Shared>,
@@ -121,28 +112,6 @@ impl World {
         }
         self.streams.get(&key).cloned()
     }
-}
-
-fn start_stream() -> Sender<Work> {
-    let (sender, works) = bounded(1 << 16);
-    let work = move || {
-        for work in works {
-            match work {
-                Work::Copy { target, source, n_bytes } => {
-                    std::thread::sleep(delay());
-                    let target = std::ptr::with_exposed_provenance_mut::<u8>(target);
-                    let source = std::ptr::with_exposed_provenance::<u8>(source);
-                    unsafe { std::ptr::copy_nonoverlapping(source, target, n_bytes) };
-                }
-                Work::Pass { event, record } => {
-                    event.counter(1).fetch_max(record, Ordering::AcqRel);
-                }
-                Work::Say(sender) => sender.send(()).expect("somebody waits"),
-            }
-        }
-    };
-    std::thread::Builder::new().name("played-stream".into()).spawn(work).expect("a thread");
-    sender
 }
 
 fn world() -> std::sync::MutexGuard<'static, World> {

@@ -2,84 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import warnings
-from collections import deque
-from pathlib import Path
 from typing import Any
 
 import fastaa
 import pytest
 import torch
 from fastaa import _device
+from gpu_support import PlayedCopy, PlayedGpu
 from support import Daemon, wait_until
 
 BATCH = 64
 N_SLOTS = 6
-
-
-def is_mapped(address: int) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        start, end = (int(number, 16) for number in line.split()[0].split("-"))
-        if start <= address < end:
-            return True
-    return False
-
-
-class PlayedGpu(_device.Gpu):
-    """Copies as late as a GPU may: when the event behind the copy passes."""
-
-    driver: Any = None
-
-    def __init__(self, problem: str = "") -> None:
-        self.problem = problem
-        self.locked: dict[int, int] = {}
-        self.n_unlocked = 0
-        self.under_way: deque[PlayedCopy] = deque()
-        self.n_most = 0
-
-    def lock(self, address: int, length: int) -> str:
-        if not self.problem:
-            self.locked[address] = length
-        return self.problem
-
-    def unlock(self, address: int) -> None:
-        assert is_mapped(address), "nobody else may get the address before"
-        del self.locked[address]
-        self.n_unlocked += 1
-
-    def copy(self, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], PlayedCopy]:
-        made = PlayedCopy(self, tensors)
-        self.under_way.append(made)
-        self.n_most = max(self.n_most, len(self.under_way))
-        return made.copies, made
-
-
-class PlayedCopy:
-    """An event, and the copy before it. In order, as on a stream.
-
-    It knows addresses alone, as a GPU does: it keeps no tensor alive.
-    """
-
-    def __init__(self, gpu: PlayedGpu, tensors: tuple[Any, ...]) -> None:
-        self.gpu = gpu
-        self.sources = [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
-        self.copies = tuple(torch.full_like(tensor, 77) for tensor in tensors)
-        self.is_over = False
-
-    def query(self) -> bool:
-        return self.is_over
-
-    def synchronize(self) -> None:
-        while not self.is_over:
-            self.gpu.under_way.popleft().finish()
-
-    def finish(self) -> None:
-        for copied, (address, n_bytes) in zip(self.copies, self.sources, strict=True):
-            ctypes.memmove(copied.data_ptr(), address, n_bytes)
-        self.is_over = True
 
 
 def loader_on(daemon: Daemon, gpu: PlayedGpu, **options: Any) -> fastaa.Loader:
