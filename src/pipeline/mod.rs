@@ -16,6 +16,7 @@ pub mod order;
 mod place;
 pub mod plan;
 pub mod recipe;
+mod recipe_override;
 mod recipe_parts;
 pub mod render;
 pub mod sample;

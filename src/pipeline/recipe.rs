@@ -4,7 +4,6 @@
 //! checks; `render` does the work.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::dataset::{ImageKind, LabelKind, SplitInfo};
 use crate::limits::{IMAGE_SIDE_MAX, MIX_CLASSES_MAX, VIEWS_MAX};
@@ -221,41 +220,24 @@ pub enum Layout {
 /// Why a recipe is refused. Messages name the key and the cure.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
-    /// A key is unknown, or has a value of the wrong kind.
+    /// A key is unknown.
     #[error("recipe: {0}")]
     Syntax(String),
-    /// A value is out of range.
+    /// A value is out of range, or of the wrong kind.
     #[error("recipe key '{key}': {problem}")]
     Value {
         /// The key.
-        key: &'static str,
+        key: String,
         /// What is wrong and what would be right.
         problem: String,
     },
 }
 
-fn value_error(key: &'static str, problem: impl Into<String>) -> RecipeError {
-    RecipeError::Value { key, problem: problem.into() }
+pub(super) fn value_error(key: impl Into<String>, problem: impl Into<String>) -> RecipeError {
+    RecipeError::Value { key: key.into(), problem: problem.into() }
 }
 
 impl Recipe {
-    /// This recipe with the keys of `overrides` replaced.
-    ///
-    /// # Errors
-    /// An unknown key (the message suggests the nearest) or a value of the wrong kind.
-    pub fn overridden(&self, overrides: &Map<String, Value>) -> Result<Self, RecipeError> {
-        let syntax = |error: serde_json::Error| RecipeError::Syntax(error.to_string());
-        if let Some(crop) = overrides.get("crop").filter(|crop| !crop.is_object()) {
-            let shape = "a table such as {\"kind\": \"center\", \"size\": 224}";
-            return Err(value_error("crop", format!("{crop} is no crop; give {shape}")));
-        }
-        let mut merged = serde_json::to_value(self).map_err(syntax)?;
-        if let Value::Object(keys) = &mut merged {
-            keys.extend(overrides.iter().map(|(key, value)| (key.clone(), value.clone())));
-        }
-        serde_json::from_value(merged).map_err(syntax)
-    }
-
     /// Checks what can be checked without a dataset.
     ///
     /// # Errors
@@ -446,7 +428,7 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -467,7 +449,14 @@ mod tests {
         check_refused(json!({"crop": {"kind": "pad", "size": 0, "pad": 4}}), "crop.size");
         check_refused(json!({"crop": {"kind": "pad", "size": 32}}), "missing field `pad`");
         check_refused(json!({"dtype": "f64"}), "unknown variant `f64`");
-        check_refused(json!({"hflip": "yes"}), "invalid type");
+        check_refused(json!({"hflip": "yes"}), "'hflip': invalid type: string \"yes\", expected");
+        check_refused(json!({"hflip": true, "cutout": -1}), "'cutout': invalid value");
+        check_refused(json!({"cutout": -1}), "expected a whole number, 0 or more");
+        check_refused(json!({"normalize": {"mean": 0.5}}), "'normalize': invalid type");
+        check_refused(
+            json!({"erase": {"p": [1]}}),
+            "'erase': invalid type: a list, expected a num",
+        );
         check_refused(json!({"normalize": {"mean": [0.5], "std": [0.0]}}), "above zero");
         check_refused(json!({"normalize": {"mean": [124.0], "std": [50.0]}}), "scale 0..1");
         check_refused(json!({"normalize": {"mean": [], "std": [0.2]}}), "one per channel");
@@ -483,18 +472,5 @@ mod tests {
         check_refused(json!({"mix": {"mixup": 0.01}}), "must be 0 or 0.05 to 8");
         check_refused(json!({"views": 0}), "'views': must be 1 to");
         check_refused(json!({"views": 2, "mix": {"mixup": 0.2}}), "not with views above 1");
-    }
-
-    #[test]
-    fn overrides_replace_whole_keys() {
-        let Value::Object(overrides) =
-            json!({"crop": {"kind": "center", "size": 8}, "hflip": true})
-        else {
-            panic!("an object")
-        };
-        let recipe = Recipe::default().overridden(&overrides).expect("valid");
-        assert_eq!(recipe.crop, Crop::Center { size: 8, resize: None });
-        assert!(recipe.hflip);
-        assert_eq!(recipe.policy, "active");
     }
 }
