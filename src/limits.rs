@@ -19,12 +19,15 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 80;
 /// Most consumers connected at once.
 pub const SESSIONS_MAX: usize = 1024;
 
-/// File descriptors of one consumer: HELLO socket, pidfd, slab, window or a pipe and a second pidfd
-/// for a slab on a GPU, ZeroMQ's connection, and one of another slab whose tensors outlive it.
+/// File descriptors of one consumer: HELLO socket, pidfd, slab, window or the pipe of a slab on a
+/// GPU, ZeroMQ's connection, and two of another slab whose tensors outlive it.
 pub const SESSION_FDS: u64 = 7;
 
 /// File descriptors that are kept for everything else: files, control and TCP connections.
 pub const RESERVED_FDS: u64 = 128;
+
+/// Slabs on GPUs that are opened at once.
+pub const GPU_OPENINGS_MAX: usize = 16;
 
 /// News from the threads of slabs on GPUs that wait at once.
 pub const GPU_NEWS_MAX: usize = 4096;

@@ -131,6 +131,15 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// The same for the default one.
+    #[allow(unsafe_code, reason = "see the module's Justification")]
+    pub(super) fn wait_for_default(_: &Context) {
+        // SAFETY: it is always there, in the context that is current.
+        let _ = unsafe { result::stream::synchronize(result::stream::null()) };
+    }
+}
+
 impl Drop for Stream {
     #[allow(unsafe_code, reason = "see the module's Justification")]
     fn drop(&mut self) {

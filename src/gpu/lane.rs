@@ -11,18 +11,16 @@
 //! GPU until the last one there has gone, and the streams of the host go on.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvError, Sender, bounded, never};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 use super::card::{Card, Share};
 use super::driver::{Context, Event, Locked, Memory, Stream};
+use super::openings::Opening;
 use super::outbox::Outbox;
 use super::{
     Exported, Finish, FinishPlace, FinishedLayout, GpuError, GpuNews, HostSlab, Importer, Where,
@@ -32,8 +30,6 @@ use super::{
 /// How often the GPU is asked while something is under way: at first, and after a while in vain.
 const GPU_LOOK_MIN: Duration = Duration::from_micros(100);
 const GPU_LOOK_MAX: Duration = Duration::from_millis(2);
-/// How long a process takes to end after its files were closed.
-const DYING_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How long a GPU is kept without a slab: a context takes its time, and another loader may come.
 const LINGER: Duration = Duration::from_secs(10);
 /// How often it is asked meanwhile whether one has come.
@@ -60,6 +56,7 @@ pub(super) enum Command {
 /// Begins the thread of a new slab, and gives what it takes commands from and what it answers.
 pub(super) fn start(
     card: Arc<Card>,
+    opening: Opening,
     host: HostSlab,
     importer: Importer,
     outbox: Outbox,
@@ -69,6 +66,7 @@ pub(super) fn start(
     let (reply, answer) = bounded(1);
     let work = move || {
         let opened = guarded(|| Lane::open(&card, host, importer, outbox));
+        drop(opening);
         match opened.and_then(std::convert::identity) {
             Ok((mut lane, exported)) => {
                 // If nobody waits any more, nobody knows of it.
@@ -137,6 +135,8 @@ struct Lane {
     look: Duration,
     has_news: bool,
     broken: Option<GpuError>,
+    /// The session has not ended.
+    is_open: bool,
     held: Held,
     context: Context,
 }
@@ -197,6 +197,7 @@ impl Lane {
             look: GPU_LOOK_MIN,
             has_news: false,
             broken: None,
+            is_open: true,
             held,
             context,
         };
@@ -216,13 +217,12 @@ impl Lane {
     }
 
     fn run(&mut self, commands: &mut Receiver<Command>) {
-        let mut is_open = true;
-        while is_open || !self.uploads.is_empty() {
+        while self.is_open || !self.uploads.is_empty() {
             match self.next_command(commands) {
                 Ok(Some(command)) => self.obey(command),
                 Ok(None) => {}
                 Err(RecvError) => {
-                    is_open = false;
+                    self.is_open = false;
                     *commands = never();
                     // Whose consumer would use its slots again?
                     self.reclaims.clear();
@@ -327,8 +327,12 @@ impl Lane {
         if self.broken.is_none() {
             self.held.share.breaks(&error);
             self.broken = Some(error);
-            // What was queued before may still be reading.
-            self.held.stream.wait();
+            // What was queued before may still be reading. Behind a panic there is nothing to wait.
+            let held = &self.held;
+            let _ = guarded(|| held.stream.wait());
+            if held.staging.is_some() {
+                let _ = guarded(|| Stream::wait_for_default(&self.context));
+            }
         }
     }
 
@@ -371,7 +375,7 @@ impl Lane {
     /// Frees the slab when its importer has closed it, and leaves the GPU some time later.
     fn leave(self, card: &Card) {
         let Self { held, context, .. } = self;
-        wait_for(&held.importer);
+        held.importer.wait();
         if guarded(|| drop(held)).is_err() {
             // The context must not go before what is left of it.
             std::mem::forget(context);
@@ -410,23 +414,5 @@ fn copy(held: &Held, slot: usize) -> Result<(), GpuError> {
             queue(&held.memory, slot * n_finished + labels_to, labels_from, labels_bytes)
         }
         _ => queue(&held.memory, begin, 0, slot_bytes),
-    }
-}
-
-/// Waits until the importing process has closed the memory, or is dead.
-fn wait_for(importer: &Importer) {
-    let pipe = PollFd::new(&importer.closed, PollFlags::IN);
-    let process = importer.process.as_ref();
-    let process = process.map(|process: &OwnedFd| PollFd::new(process, PollFlags::IN));
-    let wait = |mut fds: Vec<PollFd<'_>>, at_most: Option<&Timespec>| {
-        while poll(&mut fds, at_most) == Err(Errno::INTR) {}
-        fds[0].revents()
-    };
-    let seen = wait(std::iter::once(pipe).chain(process.clone()).collect(), None);
-    // Hung up without a byte: the process is dying, and its work on the GPU with it, or the pipe
-    // has never reached it.
-    let is_dying = seen.contains(PollFlags::HUP) && !seen.contains(PollFlags::IN);
-    if let Some(process) = process.filter(|_| is_dying) {
-        wait(vec![process], Some(&DYING_MAX));
     }
 }

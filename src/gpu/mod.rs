@@ -21,12 +21,13 @@
 
 mod card;
 mod driver;
+mod importer;
 mod lane;
+mod openings;
 mod outbox;
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use crate::limits::GPU_NEWS_MAX;
 
 use card::Card;
+pub use importer::{Importer, ImporterEnd};
+use openings::Openings;
 use outbox::Outbox;
 
 /// How long a GPU may take to answer: its driver may have to wake it first.
@@ -95,15 +98,6 @@ pub struct FinishPlace {
 
 /// Queues, on the default stream, the work that finishes a batch.
 pub type Finish = Box<dyn FnOnce(FinishPlace) -> Result<(), String> + Send>;
-
-/// Tells when the importing process has no use for the memory any more.
-pub struct Importer {
-    /// The read end of a pipe; the importer holds the write end, and writes a byte when it has
-    /// closed the memory.
-    pub closed: OwnedFd,
-    /// The process, if it is known: a forked child may hold the pipe, too.
-    pub process: Option<OwnedFd>,
-}
 
 /// What an importer opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +225,7 @@ pub struct Gpus {
     memory_bytes: u64,
     news: Sender<GpuNews>,
     wake: Arc<dyn Fn() + Send + Sync>,
+    openings: Arc<Openings>,
     cards: Mutex<HashMap<Uuid, Arc<Card>>>,
 }
 
@@ -242,8 +237,8 @@ impl Gpus {
         wake: impl Fn() + Send + Sync + 'static,
     ) -> (Self, Receiver<GpuNews>) {
         let (news, receiver) = bounded(GPU_NEWS_MAX);
-        let cards = Mutex::default();
-        (Self { memory_bytes, news, wake: Arc::new(wake), cards }, receiver)
+        let (openings, cards) = (Arc::default(), Mutex::default());
+        (Self { memory_bytes, news, wake: Arc::new(wake), openings, cards }, receiver)
     }
 
     /// Makes a slab on the GPU `uuid`, and waits for it. `id` names it in the news.
@@ -260,8 +255,9 @@ impl Gpus {
         if self.memory_bytes == 0 {
             return Err(GpuError::Off);
         }
+        let opening = Openings::begin(&self.openings, ANSWER_WAIT_MAX).ok_or(GpuError::Silent)?;
         let outbox = Outbox::new(id, self.news.clone(), Arc::clone(&self.wake));
-        let (commands, answer) = lane::start(self.card(uuid), host, importer, outbox);
+        let (commands, answer) = lane::start(self.card(uuid), opening, host, importer, outbox);
         let exported = answer.recv_timeout(ANSWER_WAIT_MAX).map_err(|_| GpuError::Silent)??;
         Ok(GpuSlab { commands, exported })
     }

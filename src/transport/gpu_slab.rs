@@ -7,12 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags};
 use tracing::info;
 
 use crate::augment::PreparedPolicy;
-use crate::gpu::{Finish, FinishedLayout, Gpus, Importer};
+use crate::gpu::{Finish, FinishedLayout, Gpus, Importer, ImporterEnd};
 use crate::pipeline::render::SlotLayout;
 
 use super::provider::StreamProvider;
@@ -29,15 +27,15 @@ pub(super) fn is_wanted(request: &StreamRequest) -> bool {
 }
 
 /// Gives the session's slab an image on the GPU that it asks for, or notes why there is none. Gives
-/// the end of the pipe by which the client, of process `pid`, says that it has closed it.
+/// what the client, of this process (a pidfd), is to have to say that it has closed it.
 ///
 /// # Errors
 /// No file descriptors left.
 pub(super) fn open(
     gpus: &Gpus,
     session: &mut Session,
-    pid: Pid,
-) -> Result<Option<OwnedFd>, Refusal> {
+    process: Option<&Arc<OwnedFd>>,
+) -> Result<Option<ImporterEnd>, Refusal> {
     let Some(uuid) = session.request.gpu else { return Ok(None) };
     if !is_wanted(&session.request) {
         session.gpu_refused = "the members of a broadcast group share memory of the host".into();
@@ -47,10 +45,7 @@ pub(super) fn open(
         Refusal::new(ErrorCode::Exhausted, format!("no pipe for a slab on a GPU: {error}"))
             .with_hint("raise the daemon's limit of open files (LimitNOFILE, ulimit -n)")
     };
-    let (closed, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(no_files)?;
-    // Fails if the process has gone already; then the pipe has hung up, too.
-    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
-    let importer = Importer { closed, process };
+    let (importer, pipe) = Importer::new(process.cloned()).map_err(no_files)?;
     let layout = finished_layout(session);
     let finished = layout.map(|layout| {
         let host = session.slab.layout();

@@ -94,7 +94,7 @@ struct Connection {
     /// No two have the same.
     number: u64,
     socket: OwnedFd,
-    peer: rustix::net::UCred,
+    peer: LocalPeer,
     state: ConnectionState,
 }
 
@@ -106,7 +106,6 @@ enum ConnectionState {
     Opening,
     Live {
         session: u64,
-        process: Option<OwnedFd>,
     },
 }
 
@@ -121,7 +120,7 @@ impl HelloThread {
                 continue;
             };
             if ready.stop {
-                return;
+                return refuse_waiting(&connections);
             }
             // Before anybody is served, which may take its time: what comes meanwhile is read next.
             let now = Instant::now();
@@ -161,8 +160,9 @@ impl HelloThread {
         };
         let Ok(peer) = rustix::net::sockopt::socket_peercred(&socket) else { return };
         let n_max = n_connections_max();
-        if connections.len() >= n_max {
-            let n_connected = connections.len();
+        // What is being opened counts for itself: its client may not have waited.
+        let n_connected = connections.len() + Arc::strong_count(&self.opener) - 1;
+        if n_connected >= n_max {
             let refusal = Refusal::new(
                 ErrorCode::Exhausted,
                 format!("{n_connected} clients are connected already, and the limit is {n_max}"),
@@ -184,6 +184,16 @@ impl HelloThread {
                 refusal.with_hint("add the user to 'allowed_uids' in the daemon's configuration"),
             );
         }
+        let process = match rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()) {
+            Ok(process) => Some(Arc::new(process)),
+            // It has gone already; a child may have the socket, but has not spoken yet.
+            Err(Errno::SRCH) => return,
+            Err(error) => {
+                debug!(%error, "a client's process cannot be watched");
+                None
+            }
+        };
+        let peer = LocalPeer { pid: peer.pid, uid: peer.uid, process };
         let state = ConnectionState::Silent { since: Instant::now() };
         connections.push(Connection { number, socket, peer, state });
     }
@@ -204,7 +214,7 @@ impl HelloThread {
                 self.begin_to_open(connection, hello)
             }
             Ok(Some(hello)) => {
-                let opened = self.opener.open(hello, peer_of(connection));
+                let opened = self.opener.open(hello, &connection.peer);
                 self.admit(connection, opened)
             }
             Err(refusal) => refuse(connection, refusal),
@@ -213,18 +223,11 @@ impl HelloThread {
 
     /// Has a thread of its own open the session.
     fn begin_to_open(&self, connection: &mut Connection, hello: ClientHello) -> bool {
-        let (number, peer) = (connection.number, peer_of(connection));
+        let (number, peer) = (connection.number, connection.peer.clone());
         let (opener, has_opened) = (Arc::clone(&self.opener), self.has_opened.clone());
         let sender = self.opened.0.clone();
-        // Those count, too, whose client did not wait.
-        let (n_opening, n_max) = (Arc::strong_count(&opener) - 2, n_connections_max());
-        if n_opening >= n_max {
-            let message =
-                format!("{n_opening} slabs on GPUs are being opened, the limit is {n_max}");
-            return refuse(connection, Refusal::new(ErrorCode::Exhausted, message));
-        }
         let work = move || {
-            let opened = catch_unwind(AssertUnwindSafe(|| opener.open(hello, peer)));
+            let opened = catch_unwind(AssertUnwindSafe(|| opener.open(hello, &peer)));
             let opened = opened.unwrap_or_else(|_| {
                 let message = "opening the stream panicked; the daemon's log has more";
                 Err(Refusal::new(ErrorCode::Internal, message))
@@ -256,7 +259,7 @@ impl HelloThread {
 
     /// Registers the session and answers the client; `false` ends the connection.
     fn admit(&self, connection: &mut Connection, opened: Opened) -> bool {
-        let (session, pipe) = match opened {
+        let (session, mut pipe) = match opened {
             Ok(opened) => opened,
             Err(refusal) => return refuse(connection, refusal),
         };
@@ -285,13 +288,19 @@ impl HelloThread {
             let refusal = Refusal::new(ErrorCode::Stopping, "the daemon is stopping");
             return refuse(connection, refusal);
         }
-        if let Err(error) = answer(connection.socket.as_fd(), reply, &fds) {
-            debug!(%error, "the client left before its welcome");
-            let _ = self.server.send(ServerEvent::HungUp { session: session_id });
+        let answered = answer(connection.socket.as_fd(), reply, &fds);
+        match answered {
+            Ok(()) => {
+                if let Some(pipe) = &mut pipe {
+                    pipe.is_given();
+                }
+            }
+            Err(error) => {
+                debug!(%error, "the client left before its welcome");
+                let _ = self.server.send(ServerEvent::HungUp { session: session_id });
+            }
         }
-        // Fails if the process has gone already; then the socket has hung up, too.
-        let process = rustix::process::pidfd_open(connection.peer.pid, PidfdFlags::empty()).ok();
-        connection.state = ConnectionState::Live { session: session_id, process };
+        connection.state = ConnectionState::Live { session: session_id };
         true
     }
 
@@ -314,8 +323,9 @@ impl HelloThread {
         for (connection_idx, connection) in connections.iter().enumerate() {
             let (flags, process) = match &connection.state {
                 ConnectionState::Silent { .. } => (PollFlags::IN, None),
-                ConnectionState::Opening => (PollFlags::RDHUP, None),
-                ConnectionState::Live { process, .. } => (PollFlags::RDHUP, process.as_ref()),
+                ConnectionState::Opening | ConnectionState::Live { .. } => {
+                    (PollFlags::RDHUP, connection.peer.process.as_deref())
+                }
             };
             fds.push(PollFd::new(&connection.socket, flags));
             owners.push(connection_idx);
@@ -345,8 +355,14 @@ impl HelloThread {
     }
 }
 
-fn peer_of(connection: &Connection) -> LocalPeer {
-    LocalPeer { pid: connection.peer.pid, uid: connection.peer.uid }
+/// Tells those who wait for an answer that there will be none.
+fn refuse_waiting(connections: &[Connection]) {
+    let is_waiting = |connection: &&Connection| {
+        matches!(connection.state, ConnectionState::Silent { .. } | ConnectionState::Opening)
+    };
+    for connection in connections.iter().filter(is_waiting) {
+        refuse(connection, Refusal::new(ErrorCode::Stopping, "the daemon is stopping"));
+    }
 }
 
 /// Reads the hello; `None`: it has not come yet.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Pid, Uid};
 use tracing::warn;
 
-use crate::gpu::Gpus;
+use crate::gpu::{Gpus, ImporterEnd};
 
 use super::gpu_slab;
 use super::provider::StreamProvider;
@@ -18,13 +18,15 @@ use super::wire::{ClientHello, Refusal};
 
 /// A session, and the end of the pipe by which its client says that it has closed what it had on a
 /// GPU.
-pub(super) type Opened = Result<(Session, Option<OwnedFd>), Refusal>;
+pub(super) type Opened = Result<(Session, Option<ImporterEnd>), Refusal>;
 
 /// Whom the kernel says is there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LocalPeer {
     pub(super) pid: Pid,
     pub(super) uid: Uid,
+    /// Its pidfd, where the system has such.
+    pub(super) process: Option<Arc<OwnedFd>>,
 }
 
 /// See the module. Any thread may use it.
@@ -44,7 +46,7 @@ impl Opener {
     ///
     /// # Errors
     /// The client is refused.
-    pub(super) fn open(&self, hello: ClientHello, peer: LocalPeer) -> Opened {
+    pub(super) fn open(&self, hello: ClientHello, peer: &LocalPeer) -> Opened {
         let ClientHello { client, request, .. } = hello;
         let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw());
         let described = Peer { client, pid: Some(pid), uid: Some(uid) };
@@ -54,7 +56,7 @@ impl Opener {
             let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
             session.window = windows.window_of(&session);
             drop(windows);
-            let pipe = gpu_slab::open(&self.gpus, &mut session, peer.pid)?;
+            let pipe = gpu_slab::open(&self.gpus, &mut session, peer.process.as_ref())?;
             Ok::<_, Refusal>((session, pipe))
         };
         let (session, pipe) = open(gpu_slab::is_wanted(&request))?;

@@ -173,6 +173,18 @@ class GpuHost:
         finally:
             path.unlink()
 
+    def threads(self) -> list[str]:
+        """The names of the daemon's threads."""
+        assert self.daemon.process is not None
+        names = []
+        for task in Path(f"/proc/{self.daemon.process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                names.append((task / "comm").read_text().strip())
+        return names
+
+    def has_thread(self, name: str) -> bool:
+        return name in self.threads()
+
     def in_use(self, process: int) -> list[Path]:
         """Memory and events that a process has made on the GPU."""
         return list(self.folder.glob(f"memory-{process:08x}*"))

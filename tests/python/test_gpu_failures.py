@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fastaa
@@ -16,6 +18,9 @@ import torch
 from fastaa import _cuda
 from gpu_support import BATCH, NOT_SUPPORTED, OUT_OF_MEMORY, GpuHost, SharingGpu, on_host, same
 from support import CLIENT_SRC, wait_until
+
+OPENINGS_MAX = 16
+"""`GPU_OPENINGS_MAX` in `src/limits.rs`."""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -187,18 +192,61 @@ def test_a_daemon_without_a_driver_serves_and_says_so(
         assert sum(len(labels) for _, labels in loader) == loader.n_samples
 
 
-def test_who_does_not_wait_for_a_slow_driver_leaves_nothing_behind(host: GpuHost) -> None:
+@pytest.mark.parametrize(
+    "function", ["cuDevicePrimaryCtxRetain", "cuMemAlloc", "cuIpcGetMemHandle", "cuMemHostRegister"]
+)
+def test_who_dies_while_a_slab_is_opened_leaves_nothing_behind(
+    host: GpuHost, function: str
+) -> None:
+    """Nor does it live on in a forked child, which has its socket."""
+    read_end, write_end = os.pipe()
     gpu = SharingGpu()
-    with host.holds("cuMemHostRegister"):
-        child = os.fork()
-        if child == 0:
-            host.loader(gpu)
-            os._exit(1)
-        wait_until(lambda: len(host.slabs()) == 1, "the driver is asked for memory")
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with host.holds(function):
+        client = os.fork()
+        if client == 0:
+            threading.Thread(target=host.loader, args=(gpu,)).start()
+            wait_until(lambda: host.has_thread("open"), "the daemon opens a slab")
+            if os.fork() == 0:
+                os.close(write_end)
+                os.read(read_end, 1)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(client, 0)
+    wait_until(lambda: not host.has_thread("open"), "the slab was opened in vain")
     wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+    wait_until(lambda: not host.daemon.streams(), "the session has ended")
+    os.close(write_end)
+    os.close(read_end)
     assert on_host(host)
+
+
+def test_a_driver_that_does_not_return_takes_little_with_it(host: GpuHost) -> None:
+    gpu = SharingGpu()
+    with host.holds("cuMemAlloc"):
+        clients = []
+        for _ in range(OPENINGS_MAX + 8):
+            clients.append(os.fork())
+            if clients[-1] == 0:
+                host.loader(gpu)
+                os._exit(0)
+        wait_until(lambda: host.threads().count("open") == len(clients), "all are opened")
+        assert host.threads().count("gpu-slab") == OPENINGS_MAX
+        for client in clients:
+            os.kill(client, signal.SIGKILL)
+            os.waitpid(client, 0)
+        assert on_host(host)
+    wait_until(lambda: not host.has_thread("open"), "all were opened in vain")
+    wait_until(host.is_empty, "the daemon has freed the GPU's memory")
+
+
+def test_a_daemon_that_stops_tells_those_whose_slab_is_being_opened(host: GpuHost) -> None:
+    with host.holds("cuMemAlloc"), ThreadPoolExecutor() as threads:
+        waiting = threads.submit(host.loader, SharingGpu())
+        wait_until(lambda: host.has_thread("open"), "the daemon opens a slab")
+        host.daemon.signal(signal.SIGTERM)
+        with pytest.raises(fastaa.DaemonStopping, match="the daemon is stopping"):
+            waiting.result()
+        assert host.daemon.wait() == 0
 
 
 def test_another_gpu_is_not_taken_for_it(host: GpuHost) -> None:

@@ -139,6 +139,21 @@ def test_auto_measures_both_and_says_what_it_chose(bare: GpuHost) -> None:
 
 
 @pytest.mark.usefixtures("no_warning")
+def test_what_auto_has_measured_with_is_not_in_the_way(
+    bare: GpuHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is tried takes 4 MiB, and what is chosen 2: together they would be too much.
+    monkeypatch.setenv("FAKE_CUDA_DELAY_US", "30000")
+    bare.start(memory_mib=4, augment_on="auto")
+    if bare.says("without the feature torch"):
+        pytest.skip("the daemon has no libtorch")
+    with bare.loader(SharingGpu(), policy="trivial-wide") as loader:
+        assert sum(len(labels) for _, labels in loader) == loader.n_samples
+    assert bare.says('chosen="cpu"')
+    assert bare.says("is_on_gpu=true augments_on_gpu=false")
+
+
+@pytest.mark.usefixtures("no_warning")
 def test_without_room_for_both_the_processors_augment(bare: GpuHost) -> None:
     # The slab takes 2 MiB of it, and what would be finished there 2 more.
     bare.start(memory_mib=3, augment_on="gpu")
