@@ -43,6 +43,12 @@ impl Card {
     pub(super) fn share(self: &Arc<Self>, n_bytes: u64, finishes: bool) -> Result<Share, GpuError> {
         let deadline = Instant::now() + ROOM_WAIT_MAX;
         let mut state = self.state();
+        if let Some(broken) = &state.broken {
+            return Err(broken.clone());
+        }
+        if let Some(reason) = state.no_finish.as_ref().filter(|_| finishes) {
+            return Err(GpuError::NoFinish(reason.clone()));
+        }
         while state.used_bytes + n_bytes > self.memory_bytes {
             let left = deadline.saturating_duration_since(Instant::now());
             // What is too large by itself has nothing to wait for.
@@ -56,12 +62,6 @@ impl Card {
             }
             let waited = self.freed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        if let Some(broken) = &state.broken {
-            return Err(broken.clone());
-        }
-        if let Some(reason) = state.no_finish.as_ref().filter(|_| finishes) {
-            return Err(GpuError::NoFinish(reason.clone()));
         }
         state.used_bytes += n_bytes;
         state.n_slabs += 1;

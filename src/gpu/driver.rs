@@ -120,18 +120,14 @@ impl Stream {
         let made = result::stream::create(result::stream::StreamKind::NonBlocking);
         made.map(Self).map_err(|error| refusal("cuStreamCreate", error))
     }
-}
 
-impl Stream {
     /// Waits until it has nothing to do, after a failure.
     #[allow(unsafe_code, reason = "see the module's Justification")]
     pub(super) fn wait(&self) {
         // SAFETY: a live stream. What it says of the failure is known.
         let _ = unsafe { result::stream::synchronize(self.0) };
     }
-}
 
-impl Stream {
     /// The same for the default one.
     #[allow(unsafe_code, reason = "see the module's Justification")]
     pub(super) fn wait_for_default(_: &Context) {
